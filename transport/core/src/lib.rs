@@ -1,0 +1,46 @@
+//! The contract that every way of moving bytes keeps.
+//!
+//! A *provider* is a crate that can open an [`Interface`]: one thread's view of a network, with the
+//! peers that are connected through it. The layers above speak to peers in two kinds of frame:
+//!
+//! - a **message** is small and control-like. It is copied when it is sent and handed over whole.
+//! - a **batch** is payload: the bytes of many cache rows, gathered behind one header. The sender
+//!   writes it once, into the provider's staging memory ([`Interface::post`]). The receiver chooses
+//!   per batch ([`Handler::landing`]) between having it collected and reading it straight into
+//!   pieces of its regions.
+//!
+//! Frames to one peer arrive whole, once, and in the order in which they were sent, or the
+//! connection ends with a [`Closed`] that says why. Nothing is promised between peers.
+//!
+//! # Who calls whom
+//!
+//! ```text
+//!   driver ── connect, send, post, close, finish ──▶ interface      queue; never block, never call back
+//!   driver ── poll(handler) ─────────────────────▶ interface        waits, then does the work
+//!                 handler ◀── connected, message, landing, … ──┘    during poll only
+//! ```
+//!
+//! A handler never holds the interface: what it wants sent it notes down, and its driver sends after
+//! [`Interface::poll`] has returned. So no callback can be re-entered, and no lock is needed.
+//!
+//! # What bounds memory
+//!
+//! [`limits`] holds every limit with its reason. A length that a peer announces is compared with its
+//! limit before it sizes anything, by [`wire`].
+#![forbid(unsafe_code)]
+
+mod error;
+mod handler;
+mod interface;
+pub mod limits;
+mod peer;
+mod piece;
+mod stats;
+pub mod wire;
+
+pub use error::Error;
+pub use handler::{Closed, Handler, Landing, Reject};
+pub use interface::{Batch, Interface, Path, Posted, Token};
+pub use peer::PeerId;
+pub use piece::{Piece, PieceError, admit_pieces};
+pub use stats::Stats;
