@@ -1,0 +1,81 @@
+//! Accepting connections.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use mio::net::{TcpListener, TcpStream};
+use moai_transport::limits::ACCEPT_PAUSE;
+use tracing::{debug, warn};
+
+/// A listening socket that rests when the system cannot give it a connection.
+///
+/// With no descriptor left, the connection that waits stays in the system's queue: trying at once
+/// would spin, and waiting for the next event would let it wait for ever.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    pub(crate) socket: TcpListener,
+    pub(crate) address: SocketAddr,
+    ready: bool,
+    resting_until: Option<Instant>,
+    warned: bool,
+}
+
+impl Listener {
+    pub(crate) fn bind(address: SocketAddr) -> io::Result<Self> {
+        let socket = TcpListener::bind(address)?;
+        let address = socket.local_addr()?;
+        Ok(Self {
+            socket,
+            address,
+            ready: true,
+            resting_until: None,
+            warned: false,
+        })
+    }
+
+    /// The system reports that someone waits.
+    pub(crate) fn note(&mut self) {
+        self.ready = true;
+    }
+
+    /// Whether accepting may bring something now.
+    pub(crate) fn is_ready(&self, now: Instant) -> bool {
+        self.ready && self.resting_until.is_none_or(|until| until <= now)
+    }
+
+    /// When to try again, for a listener that rests.
+    pub(crate) fn resting_until(&self) -> Option<Instant> {
+        self.resting_until.filter(|_| self.ready)
+    }
+
+    /// The next connection that waits, if any.
+    pub(crate) fn accept(&mut self, now: Instant) -> Option<(TcpStream, SocketAddr)> {
+        self.resting_until = None;
+        loop {
+            match self.socket.accept() {
+                Ok(accepted) => return Some(accepted),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.ready = false;
+                    return None;
+                }
+                // Interrupted, or the one that waited has left: there may be others behind it.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
+                    ) => {}
+                Err(error) => {
+                    self.resting_until = Some(now + ACCEPT_PAUSE);
+                    if self.warned {
+                        debug!(provider = "tcp", call = "accept", reason = %error, "cannot accept");
+                    } else {
+                        self.warned = true;
+                        warn!(provider = "tcp", call = "accept", reason = %error, "cannot accept");
+                    }
+                    return None;
+                }
+            }
+        }
+    }
+}
