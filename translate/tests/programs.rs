@@ -1,0 +1,435 @@
+//! Random programs do what `by_element` says, bit for bit, and touch nothing else.
+
+#[path = "support/rng.rs"]
+mod rng;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use moai_translate::{
+    by_element::{self, Extent, Paged},
+    convert::Conversion,
+    element::Element,
+    format::{Pairing, Rope, RowFormat, RowScale, ScaleRule},
+    layout::{Extents, Layout, Notation, RowOrder, Split},
+    program::{Conversions, Place, Program, Progression, Side},
+};
+use rng::{Rng, cases};
+
+/// One side of a program, with its memory.
+struct Drawn {
+    side: Side,
+    codes: Layout,
+    scales: Option<Layout>,
+    head: u32,
+    unit: u32,
+    layer: u32,
+    pages: Vec<u32>,
+    tokens: Progression,
+    /// One buffer for rows; the regions of codes, then those of scales, for pages.
+    regions: Vec<Vec<u8>>,
+}
+
+impl Drawn {
+    fn paged(&self) -> Paged<'_> {
+        Paged {
+            codes: &self.codes,
+            scales: self.scales.as_ref(),
+            head: self.head,
+            unit: self.unit,
+        }
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place {
+            layer: self.layer,
+            pages: &self.pages,
+            tokens: self.tokens,
+        }
+    }
+}
+
+/// Text over the axes that are not left out, with brackets and splits.
+fn layout(rng: &mut Rng, shape: Extents, unit_bytes: u32, split: bool) -> Layout {
+    let mut axes = vec!["layer", "page", "head", "slot", "dim"];
+    if rng.percent(70) {
+        rng.shuffle(&mut axes);
+    }
+    let mut words: Vec<String> = Vec::new();
+    let mut inner: Vec<(usize, String)> = Vec::new();
+    for axis in axes {
+        let extent = match axis {
+            "layer" => shape.layer,
+            "page" => shape.page,
+            "head" => shape.head,
+            "slot" => shape.slot,
+            _ => shape.dim,
+        };
+        let divisors: Vec<u32> = (1..=extent).filter(|n| extent % n == 0).collect();
+        let brackets = !matches!(axis, "slot" | "dim");
+        if brackets && rng.percent(if axis == "page" { 10 } else { 30 }) {
+            words.push(format!("[{axis}]"));
+        } else if (axis != "dim" || split) && rng.percent(25) {
+            let n = rng.pick(&divisors);
+            words.push(format!("{axis}/{n}"));
+            inner.push((words.len(), format!("{axis}%{n}")));
+        } else {
+            words.push(axis.to_owned());
+        }
+    }
+    while let Some((first, word)) = inner.pop() {
+        let at = rng.between(first as u32, words.len() as u32);
+        words.insert(at as usize, word);
+    }
+    let text = words.join(" ");
+    let notation: Notation = text.parse().unwrap();
+    // Gaps, by the stride that the dense layout would have and a little more.
+    let mut strides = BTreeMap::new();
+    let mut next = u64::from(unit_bytes);
+    for word in notation.words().iter().rev().filter(|w| !w.region) {
+        if rng.percent(10) {
+            next += u64::from(rng.between(1, 20));
+            strides.insert(word.key(), next);
+        }
+        let extent = match word.split {
+            Split::Whole => shape.of(word.axis),
+            Split::Outer(n) => shape.of(word.axis) / n.get(),
+            Split::Inner(n) => n.get(),
+        };
+        next *= u64::from(extent);
+    }
+    let offset = if rng.percent(20) {
+        u64::from(rng.below(30))
+    } else {
+        0
+    };
+    Layout::new(&notation, shape, unit_bytes, 0, offset, &strides)
+        .unwrap_or_else(|error| panic!("{text} of {shape:?}: {error}"))
+}
+
+fn bytes(rng: &mut Rng, n: u64) -> Vec<u8> {
+    // Ordinary exponents for most numbers, whatever their width.
+    (0..n)
+        .map(|_| (rng.next() >> rng.below(20)) as u8)
+        .collect()
+}
+
+/// A side that holds the box.
+fn draw(rng: &mut Rng, format: &RowFormat, heads: u32, tokens: u32, dim: u32, rows: bool) -> Drawn {
+    let element = format.element;
+    let unit_bytes = element.group_bytes();
+    let units = dim / element.group_elements();
+    let has_scales = format.scale == RowScale::Row;
+    if rows {
+        let order = rng.pick(&[RowOrder::TokenHead, RowOrder::HeadToken]);
+        let codes = Layout::rows(order, heads, tokens, units, unit_bytes, 0);
+        let scales =
+            has_scales.then(|| Layout::rows(order, heads, tokens, 1, 4, codes.region_bytes()));
+        let len = scales.as_ref().unwrap_or(&codes).region_bytes();
+        return Drawn {
+            side: Side::Rows {
+                order,
+                unit_bytes,
+                scales: has_scales,
+            },
+            codes,
+            scales,
+            head: 0,
+            unit: 0,
+            layer: 0,
+            pages: vec![0],
+            tokens: Progression::ALL,
+            regions: vec![bytes(rng, len)],
+        };
+    }
+    let slots = rng.between(1, 33);
+    let tokens_at = Progression {
+        first: rng.below(40),
+        step: rng.pick(&[1, 1, 1, 2, 3, 7]),
+    };
+    let used = tokens_at.at(tokens - 1) / slots + 1;
+    let shape = Extents {
+        layer: rng.between(1, 3),
+        part: 1,
+        page: used + rng.below(3),
+        head: heads + rng.pick(&[0, 0, 1, 2]),
+        slot: slots,
+        dim: if has_scales {
+            units
+        } else {
+            units + rng.below(3)
+        },
+    };
+    let codes = layout(rng, shape, unit_bytes, element.group_elements() == 1);
+    let mut regions: Vec<Vec<u8>> = (0..codes.regions())
+        .map(|_| bytes(rng, codes.region_bytes()))
+        .collect();
+    let scales = has_scales.then(|| {
+        let scales = layout(rng, Extents { dim: 1, ..shape }, 4, false);
+        let more = (0..scales.regions()).map(|_| bytes(rng, scales.region_bytes()));
+        let first = regions.len() as u64;
+        regions.extend(more);
+        scales.with_first_region(first)
+    });
+    let mut pages: Vec<u32> = (0..shape.page).collect();
+    rng.shuffle(&mut pages);
+    pages.truncate(used as usize);
+    let (head, unit) = (
+        rng.below(shape.head - heads + 1),
+        rng.below(shape.dim - units + 1),
+    );
+    Drawn {
+        side: Side::Paged {
+            codes: codes.clone(),
+            scales: scales.clone(),
+            head,
+            unit,
+        },
+        codes,
+        scales,
+        head,
+        unit,
+        layer: rng.below(shape.layer),
+        pages,
+        tokens: tokens_at,
+        regions,
+    }
+}
+
+/// Formats of every head of a box on both sides; they differ in constants only.
+fn formats(rng: &mut Rng, heads: u32, dim: u32) -> Vec<(RowFormat, RowFormat)> {
+    let rope = (rng.percent(40) && dim >= 4).then(|| {
+        let dims = 2 * rng.between(1, dim / 2);
+        (dims, rng.below(dim - dims + 1), rng.percent(50))
+    });
+    let format = |rng: &mut Rng, pairing| {
+        let element = loop {
+            let element = rng.pick(Element::ALL);
+            if dim.is_multiple_of(element.group_elements()) {
+                break element;
+            }
+        };
+        let scale = match rng.below(4) {
+            _ if element.is_grouped() => RowScale::None,
+            0 | 1 => RowScale::None,
+            2 => RowScale::Constant(0.25),
+            _ => RowScale::Row,
+        };
+        RowFormat {
+            element,
+            scale,
+            rule: ScaleRule::default(),
+            rope: rope.map(|(dims, offset, _)| Rope {
+                pairing,
+                offset,
+                dims,
+            }),
+        }
+    };
+    let other = match rope {
+        Some((.., true)) => Pairing::Interleaved,
+        _ => Pairing::Half,
+    };
+    let mut pair = loop {
+        let a = format(rng, Pairing::Half);
+        let b = if rng.percent(30) {
+            RowFormat {
+                rope: a.rope.map(|r| Rope {
+                    pairing: other,
+                    ..r
+                }),
+                ..a
+            }
+        } else {
+            format(rng, other)
+        };
+        if Conversion::new(a, b, dim).is_ok() {
+            break (a, b);
+        }
+    };
+    let each = rng.percent(50);
+    let one = |rng: &mut Rng, format: &mut RowFormat| {
+        if let RowScale::Constant(value) = &mut format.scale {
+            *value = rng.between(1, 8) as f32 / 8.0;
+        }
+    };
+    (0..heads)
+        .map(|h| {
+            if each || h == 0 {
+                one(rng, &mut pair.0);
+                one(rng, &mut pair.1);
+            }
+            pair
+        })
+        .collect()
+}
+
+struct Memory(Vec<Vec<u8>>);
+
+impl moai_memory::Read for Memory {
+    fn bytes(&self, index: usize) -> &[u8] {
+        &self.0[index]
+    }
+}
+
+impl moai_memory::Write for Memory {
+    fn bytes_mut(&mut self, index: usize) -> &mut [u8] {
+        &mut self.0[index]
+    }
+}
+
+#[test]
+fn programs_do_what_every_element_asks_for() {
+    cases(3000, |seed| {
+        let mut rng = Rng::new(seed);
+        let heads = rng.between(1, 9);
+        let tokens = rng.pick(&[1, 2, 5, 16, 33, 60]);
+        let dim = match rng.below(40) {
+            0 => 576,
+            1..5 => 128,
+            5..15 => 32,
+            _ => rng.between(1, 20),
+        };
+        // What 8-bit floats cost by search bounds the size.
+        let tokens = tokens.min((40_000 / (heads * dim)).max(1));
+        let formats = formats(&mut rng, heads, dim);
+        let (a, b) = formats[0];
+        let (rows_in, rows_out) = rng.pick(&[(false, false), (false, true), (true, false)]);
+        let source = draw(&mut rng, &a, heads, tokens, dim, rows_in);
+        let target = draw(&mut rng, &b, heads, tokens, dim, rows_out);
+        let conversion = |&(a, b): &_| Arc::new(Conversion::new(a, b, dim).unwrap());
+        let conversions = if formats.iter().all(|f| *f == formats[0]) && rng.percent(80) {
+            Conversions::All(conversion(&formats[0]))
+        } else {
+            Conversions::Heads(formats.iter().map(conversion).collect())
+        };
+
+        let extent = Extent { heads, tokens, dim };
+        let memory = Memory(source.regions.clone());
+        let mut wanted = Memory(target.regions.clone());
+        let wanted_counts = by_element::run(
+            extent,
+            |head| formats[head as usize],
+            source.paged(),
+            source.place(),
+            &memory,
+            target.paged(),
+            target.place(),
+            &mut wanted,
+        );
+        let mut program = Program::new(
+            source.side.clone(),
+            target.side.clone(),
+            heads,
+            dim,
+            conversions.any(),
+        );
+        // A second run meets the copies that the first has kept.
+        for run in 0..2 {
+            let mut got = Memory(target.regions.clone());
+            let counts = program.run(
+                &conversions,
+                tokens,
+                source.place(),
+                target.place(),
+                &memory,
+                &mut got,
+            );
+            let differ = got.0.iter().zip(&wanted.0).position(|(g, w)| g != w);
+            assert_eq!(
+                differ,
+                None,
+                "region, in run {run}: {formats:?}\n{tokens} tokens of {dim}, from {:?} at {:?}\nto {:?} at {:?}",
+                source.side,
+                source.place(),
+                target.side,
+                target.place(),
+            );
+            assert_eq!(counts, wanted_counts);
+        }
+    });
+}
+
+/// An axis that picks regions has no stride in bytes, whatever the other side splits it by.
+#[test]
+fn split_heads_meet_heads_in_regions_of_their_own() {
+    let shape = Extents {
+        layer: 1,
+        part: 1,
+        page: 2,
+        head: 30,
+        slot: 4,
+        dim: 2,
+    };
+    let formats = RowFormat {
+        element: Element::Bf16,
+        scale: RowScale::None,
+        rule: ScaleRule::default(),
+        rope: None,
+    };
+    let conversion = Conversions::All(Arc::new(Conversion::new(formats, formats, 2).unwrap()));
+    // Divisors of u32::MAX among them.
+    for split in [2, 3, 5, 6, 10, 15] {
+        for swap in [false, true] {
+            let text = format!("page head/{split} slot dim head%{split}");
+            let mut texts = [text.as_str(), "[head] page slot dim"];
+            if swap {
+                texts.reverse();
+            }
+            let [a, b] = texts.map(|text| {
+                let text = text.parse().unwrap();
+                Layout::new(&text, shape, 2, 0, 0, &BTreeMap::new()).unwrap()
+            });
+            let side = |codes: &Layout| Side::Paged {
+                codes: codes.clone(),
+                scales: None,
+                head: 0,
+                unit: 0,
+            };
+            let mut rng = Rng::new(1);
+            let fill = (0..a.regions()).map(|_| bytes(&mut rng, a.region_bytes()));
+            let memory = Memory(fill.collect());
+            let blank = || {
+                Memory(vec![
+                    vec![0; b.region_bytes() as usize];
+                    b.regions() as usize
+                ])
+            };
+            let place = Place {
+                layer: 0,
+                pages: &[1, 0],
+                tokens: Progression::ALL,
+            };
+            let paged = |codes| Paged {
+                codes,
+                scales: None,
+                head: 0,
+                unit: 0,
+            };
+            let extent = Extent {
+                heads: 30,
+                tokens: 8,
+                dim: 2,
+            };
+            let (mut wanted, mut got) = (blank(), blank());
+            by_element::run(
+                extent,
+                |_| (formats, formats),
+                paged(&a),
+                place,
+                &memory,
+                paged(&b),
+                place,
+                &mut wanted,
+            );
+            Program::new(side(&a), side(&b), 30, 2, conversion.any()).run(
+                &conversion,
+                8,
+                place,
+                place,
+                &memory,
+                &mut got,
+            );
+            assert!(got.0 == wanted.0, "split by {split}, swapped: {swap}");
+        }
+    }
+}
