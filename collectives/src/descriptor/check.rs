@@ -1,0 +1,959 @@
+//! The door: from a description to a descriptor.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use moai_translate::{
+    element::Element,
+    format::{Pairing, Rope, ScaleRule},
+    layout::{Axis, Extents, Layout, Notation, Word, overlap},
+};
+
+use super::{
+    Component, Descriptor, DescriptorError, Format, Group, RankShard, RegionSpec, Scale, Whole,
+    rank::Owned,
+};
+use crate::{
+    description::{self as doc, CpUnit, Granularity, RequestPages, Rotation, Values},
+    limits,
+};
+
+type Checked<T> = Result<T, DescriptorError>;
+
+fn bad<T>(field: impl Into<String>, problem: impl Into<String>) -> Checked<T> {
+    Err(DescriptorError::Field {
+        field: field.into(),
+        problem: problem.into(),
+    })
+}
+
+fn need(ok: bool, field: impl Into<String>, problem: impl FnOnce() -> String) -> Checked<()> {
+    if ok { Ok(()) } else { bad(field, problem()) }
+}
+
+/// `value` lies in 1..=most.
+fn count(field: &str, value: u32, most: u32) -> Checked<()> {
+    need((1..=most).contains(&value), field, || {
+        format!("{value} is not between 1 and {most}")
+    })
+}
+
+fn interval(field: &str, [from, to]: [u32; 2], end: u32) -> Checked<Range<u32>> {
+    need(from < to && to <= end, field, || {
+        format!("[{from}, {to}] is not a half-open interval within 0..{end}")
+    })?;
+    Ok(from..to)
+}
+
+impl Descriptor {
+    /// Checks a description.
+    ///
+    /// # Errors
+    ///
+    /// [`DescriptorError::Field`] for the first field that cannot be.
+    pub fn new(doc: &doc::Description) -> Checked<Self> {
+        need(doc.version == 1, "version", || {
+            format!("{} is not known; this build reads version 1", doc.version)
+        })?;
+        count("model.layers", doc.model.layers, limits::MAX_LAYERS)?;
+        count("request.tokens", doc.request.tokens, limits::MAX_TOKENS)?;
+        let layers = doc.model.layers;
+        let p = &doc.parallel;
+        let ranks = parallel(p)?;
+        let groups = groups(doc)?;
+        let components = components(doc, &groups)?;
+        let order = rank_order(p)?;
+        let cp_unit = p.cp_unit;
+        let mut side = Self {
+            engine: doc.engine.clone(),
+            model_name: doc.model.name.clone(),
+            model_digest: doc.model.digest.clone(),
+            layers,
+            parallel: [p.tp, p.pp, p.cp],
+            cp_unit,
+            groups,
+            components,
+            ranks: Vec::new(),
+            tokens: doc.request.tokens,
+        };
+        let mut given: BTreeMap<u32, (usize, &doc::Rank)> = BTreeMap::new();
+        for (i, rank) in doc.ranks.iter().enumerate() {
+            let field = format!("ranks[{i}].rank");
+            need(rank.rank < ranks, &field, || {
+                format!(
+                    "rank {} is extra: tp {} × pp {} × cp {} makes ranks 0..{ranks}",
+                    rank.rank, p.tp, p.pp, p.cp
+                )
+            })?;
+            need(given.insert(rank.rank, (i, rank)).is_none(), &field, || {
+                format!("rank {} is given twice", rank.rank)
+            })?;
+        }
+        let missing: Vec<_> = (0..ranks)
+            .filter(|r| !given.contains_key(r))
+            .map(|r| r.to_string())
+            .collect();
+        need(missing.is_empty(), "ranks", || {
+            format!(
+                "rank {} missing: tp {} × pp {} × cp {} makes ranks 0..{ranks}",
+                missing.join(", "),
+                p.tp,
+                p.pp,
+                p.cp
+            )
+        })?;
+        let owned = u64::from(ranks) * u64::from(layers) * side.components.len() as u64;
+        need(owned <= limits::MAX_OWNED, "ranks", || {
+            format!(
+                "{ranks} ranks × {layers} layers × {} components is more than {}",
+                side.components.len(),
+                limits::MAX_OWNED
+            )
+        })?;
+        let mut regions = 0;
+        for (&number, &(i, rank)) in &given {
+            let shard = shard(&side, doc, number, i, rank, &order)?;
+            regions += shard.regions.len() as u64;
+            need(regions <= limits::MAX_SIDE_REGIONS, "ranks", || {
+                format!(
+                    "have more than {} regions together",
+                    limits::MAX_SIDE_REGIONS
+                )
+            })?;
+            side.ranks.push(shard);
+        }
+        for rank in &side.ranks {
+            request_pages(&side, rank, given[&rank.rank].0)?;
+            pages_in_turns(&side, rank, given[&rank.rank].0)?;
+        }
+        Ok(side)
+    }
+}
+
+fn parallel(p: &doc::Parallel) -> Checked<u32> {
+    count("parallel.tp", p.tp, limits::MAX_RANKS)?;
+    count("parallel.pp", p.pp, limits::MAX_RANKS)?;
+    count("parallel.cp", p.cp, limits::MAX_CP)?;
+    let product = u64::from(p.tp) * u64::from(p.pp) * u64::from(p.cp);
+    need(product <= u64::from(limits::MAX_RANKS), "parallel", || {
+        format!(
+            "tp {} × pp {} × cp {} makes {product} ranks, more than {}",
+            p.tp,
+            p.pp,
+            p.cp,
+            limits::MAX_RANKS
+        )
+    })?;
+    need(p.cp == 1 || p.cp_unit.is_some(), "parallel.cp_unit", || {
+        format!(
+            "cp is {}, so it must say how tokens are dealt: \"token\", \"page\" or \"contiguous\"",
+            p.cp
+        )
+    })?;
+    Ok(product as u32)
+}
+
+/// The axes `tp`, `pp`, `cp` as indices 0, 1, 2, slowest first.
+fn rank_order(p: &doc::Parallel) -> Checked<[usize; 3]> {
+    let names: Vec<&str> = p.rank_order.split_ascii_whitespace().collect();
+    let at = |name| ["tp", "pp", "cp"].iter().position(|&axis| axis == name);
+    let order: Option<Vec<usize>> = names.iter().map(|&name| at(name)).collect();
+    if let Some(order) = order
+        && let Ok(order) = <[usize; 3]>::try_from(order)
+        && (0..3).all(|axis| order.contains(&axis))
+    {
+        return Ok(order);
+    }
+    bad(
+        "parallel.rank_order",
+        format!("\"{}\" is not an order of pp, cp and tp", p.rank_order),
+    )
+}
+
+fn layer_set(
+    field: &str,
+    range: Option<[u32; 2]>,
+    list: Option<&Vec<u32>>,
+    layers: u32,
+) -> Checked<Option<Vec<u32>>> {
+    match (range, list) {
+        (Some(_), Some(_)) => bad(
+            field,
+            "both `layers` and `layers_list` are given; one is enough",
+        ),
+        (Some(range), None) => Ok(Some(
+            interval(&format!("{field}.layers"), range, layers)?.collect(),
+        )),
+        (None, Some(list)) => {
+            let field = format!("{field}.layers_list");
+            need(!list.is_empty(), &field, || {
+                "is empty; expected at least one layer".into()
+            })?;
+            let mut seen = vec![false; layers as usize];
+            for &layer in list {
+                need(layer < layers, &field, || {
+                    format!("layer {layer} is not within 0..{layers}")
+                })?;
+                need(
+                    !std::mem::replace(&mut seen[layer as usize], true),
+                    &field,
+                    || format!("layer {layer} is listed twice"),
+                )?;
+            }
+            Ok(Some(list.clone()))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+fn groups(doc: &doc::Description) -> Checked<Vec<Group>> {
+    let layers = doc.model.layers;
+    if doc.groups.is_empty() {
+        let Some(page_slots) = doc.page_slots else {
+            return bad("page_slots", "is missing; expected the tokens a page holds");
+        };
+        count("page_slots", page_slots, limits::MAX_TOKENS)?;
+        return Ok(vec![Group {
+            name: String::new(),
+            layers: (0..layers).collect(),
+            page_slots,
+            window: None,
+        }]);
+    }
+    need(doc.groups.len() <= limits::MAX_GROUPS, "groups", || {
+        format!(
+            "{} groups, more than {}",
+            doc.groups.len(),
+            limits::MAX_GROUPS
+        )
+    })?;
+    let mut groups: Vec<Group> = Vec::new();
+    for (i, group) in doc.groups.iter().enumerate() {
+        let field = format!("groups[{i}]");
+        need(
+            !groups.iter().any(|g| g.name == group.name),
+            format!("{field}.name"),
+            || format!("group \"{}\" is given twice", group.name),
+        )?;
+        let Some(mut set) = layer_set(&field, group.layers, group.layers_list.as_ref(), layers)?
+        else {
+            return bad(field, "gives neither `layers` nor `layers_list`");
+        };
+        set.sort_unstable();
+        let Some(page_slots) = group.page_slots.or(doc.page_slots) else {
+            return bad(
+                format!("{field}.page_slots"),
+                "is missing, and the document gives none for all groups",
+            );
+        };
+        count(
+            &format!("{field}.page_slots"),
+            page_slots,
+            limits::MAX_TOKENS,
+        )?;
+        if let Some(window) = group.window {
+            count(&format!("{field}.window"), window, limits::MAX_TOKENS)?;
+        }
+        groups.push(Group {
+            name: group.name.clone(),
+            layers: set,
+            page_slots,
+            window: group.window,
+        });
+    }
+    Ok(groups)
+}
+
+fn components(doc: &doc::Description, groups: &[Group]) -> Checked<Vec<Component>> {
+    let given = &doc.components;
+    need(
+        (1..=limits::MAX_COMPONENTS).contains(&given.len()),
+        "components",
+        || {
+            format!(
+                "{} components; expected 1 to {}",
+                given.len(),
+                limits::MAX_COMPONENTS
+            )
+        },
+    )?;
+    let index = |name: &str| given.iter().position(|c| c.name == name);
+    let mut components = Vec::new();
+    for (i, c) in given.iter().enumerate() {
+        let field = format!("components[{i}]");
+        need(
+            !c.name.is_empty() && index(&c.name) == Some(i),
+            format!("{field}.name"),
+            || format!("\"{}\" is empty or names two components", c.name),
+        )?;
+        need(!c.pool.is_empty(), format!("{field}.pool"), || {
+            "is empty".into()
+        })?;
+        count(&format!("{field}.heads"), c.heads, limits::MAX_HEADS)?;
+        count(&format!("{field}.dim"), c.dim, limits::MAX_DIM)?;
+        let format = format(doc, c, &field)?;
+        let scale_name = format!("{}.scale", c.name);
+        let scales = index(&scale_name);
+        match (&format.scale, scales) {
+            (Scale::TokenHead, None) => {
+                return bad(
+                    format!("{field}.format.scale"),
+                    format!(
+                        "is per token and head, but there is no component \"{scale_name}\" that holds the scales"
+                    ),
+                );
+            }
+            (Scale::TokenHead, Some(s)) => {
+                let s = &given[s];
+                let right = s.dim == 1
+                    && s.heads == c.heads
+                    && s.format.element == "f32"
+                    && s.format.scale.is_none()
+                    && s.of.is_none()
+                    && s.group == c.group;
+                need(right, format!("{field}.format.scale"), || {
+                    format!(
+                        "\"{scale_name}\" must be f32 with dim 1, {} heads, the same group, and neither a scale nor `of`",
+                        c.heads
+                    )
+                })?;
+            }
+            (_, Some(_)) => {
+                return bad(
+                    format!("{field}.format.scale"),
+                    format!(
+                        "component \"{scale_name}\" holds scales, so the granularity must be token_head"
+                    ),
+                );
+            }
+            (_, None) => {}
+        }
+        let owner = c.name.strip_suffix(".scale");
+        if let Some(owner) = owner {
+            need(index(owner).is_some(), format!("{field}.name"), || {
+                format!("there is no component \"{owner}\" whose scales these could be")
+            })?;
+        }
+        let whole = match &c.of {
+            None => Whole {
+                name: c.name.clone(),
+                dims: 0..c.dim,
+            },
+            Some(piece) => {
+                let field = format!("{field}.of.dims");
+                let dims = interval(&field, piece.dims, limits::MAX_DIM)?;
+                need(dims.end - dims.start == c.dim, &field, || {
+                    format!(
+                        "{} dims, but the component has dim {}",
+                        dims.end - dims.start,
+                        c.dim
+                    )
+                })?;
+                Whole {
+                    name: piece.component.clone(),
+                    dims,
+                }
+            }
+        };
+        let group = match &c.group {
+            None => None,
+            Some(name) => match groups.iter().position(|g| g.name == *name) {
+                Some(group) => Some(group),
+                None => {
+                    return bad(
+                        format!("{field}.group"),
+                        format!("there is no group \"{name}\""),
+                    );
+                }
+            },
+        };
+        if group.is_none() {
+            for (g, first) in groups.iter().enumerate() {
+                for second in &groups[..g] {
+                    let both = |layer: &&u32| second.layers.binary_search(layer).is_ok();
+                    if let Some(layer) = first.layers.iter().find(both) {
+                        return bad(
+                            format!("{field}.group"),
+                            format!(
+                                "layer {layer} is in groups \"{}\" and \"{}\", so the component must name one",
+                                second.name, first.name
+                            ),
+                        );
+                    }
+                }
+            }
+        }
+        components.push(Component {
+            name: c.name.clone(),
+            heads: c.heads,
+            dim: c.dim,
+            pool: c.pool.clone(),
+            part: c.part.unwrap_or_else(|| u32::from(c.name == "value")),
+            rope: rope(c, &field)?,
+            format,
+            whole,
+            group,
+            notation: notation(&c.layout, &field)?,
+            scales,
+            is_scales: owner.is_some(),
+        });
+    }
+    Ok(components)
+}
+
+fn notation(layout: &doc::Layout, field: &str) -> Checked<Notation> {
+    let text = match layout {
+        doc::Layout::Text(text) => text,
+        doc::Layout::Strided(strided) => &strided.text,
+    };
+    text.parse()
+        .or_else(|error: moai_translate::layout::NotationError| {
+            bad(format!("{field}.layout"), error.to_string())
+        })
+}
+
+fn rope(c: &doc::Component, field: &str) -> Checked<Option<Rope>> {
+    let Some(rope) = c.rope else { return Ok(None) };
+    let end = rope.offset.checked_add(rope.dims);
+    let fits = rope.dims > 0 && rope.dims % 2 == 0 && end.is_some_and(|end| end <= c.dim);
+    need(fits, format!("{field}.rope"), || {
+        format!(
+            "{} rotary dims from {} on are not an even, positive number within dim {}",
+            rope.dims, rope.offset, c.dim
+        )
+    })?;
+    Ok(Some(Rope {
+        pairing: match rope.pairing {
+            doc::Pairing::Half => Pairing::Half,
+            doc::Pairing::Interleaved => Pairing::Interleaved,
+        },
+        offset: rope.offset,
+        dims: rope.dims,
+    }))
+}
+
+fn format(doc: &doc::Description, c: &doc::Component, field: &str) -> Checked<Format> {
+    let at = format!("{field}.format");
+    let element: Element = match c.format.element.parse() {
+        Ok(element) => element,
+        Err(error) => {
+            let error: moai_translate::format::FormatError = error;
+            return bad(format!("{at}.element"), error.to_string());
+        }
+    };
+    let group = element.group_elements();
+    need(c.dim.is_multiple_of(group), format!("{field}.dim"), || {
+        format!(
+            "{} is not a whole number of {}'s groups of {group}",
+            c.dim,
+            element.name()
+        )
+    })?;
+    let scale = match &c.format.scale {
+        None => Scale::None,
+        Some(scale) => constant_scale(doc, c, scale, element, &format!("{at}.scale"))?,
+    };
+    let rotation = c.format.rotation.unwrap_or(Rotation::None);
+    if let Rotation::Hadamard(n) = rotation {
+        need(
+            n.is_power_of_two() && c.dim.is_multiple_of(n),
+            format!("{at}.rotation"),
+            || {
+                format!(
+                    "hadamard {n} is not a power of two that divides dim {}",
+                    c.dim
+                )
+            },
+        )?;
+    }
+    Ok(Format {
+        element,
+        scale,
+        rule: match c.format.scale_rule {
+            None | Some(doc::ScaleRule::Raw) => ScaleRule::AmaxOver448,
+            Some(doc::ScaleRule::Pow2) => ScaleRule::Pow2,
+        },
+        rotation,
+    })
+}
+
+fn constant_scale(
+    doc: &doc::Description,
+    c: &doc::Component,
+    scale: &doc::Scale,
+    element: Element,
+    at: &str,
+) -> Checked<Scale> {
+    need(
+        scale.kind.as_deref().unwrap_or("f32") == "f32",
+        format!("{at}.type"),
+        || {
+            format!(
+                "\"{}\" is not known; scales are f32",
+                scale.kind.as_deref().unwrap_or_default()
+            )
+        },
+    )?;
+    need(!element.is_grouped(), at, || {
+        format!(
+            "{} keeps its scales in its groups and takes none beside them",
+            element.name()
+        )
+    })?;
+    let one = |at: &str, value: f64| -> Checked<f32> {
+        let single = value as f32;
+        need(single.is_finite() && single > 0.0, at, || {
+            format!("{value} is no scale: it must be positive and finite as f32")
+        })?;
+        Ok(single)
+    };
+    let at_values = format!("{at}.values");
+    let layers = doc.model.layers as usize;
+    let per_layer = |list: &[f64]| -> Checked<Vec<f32>> {
+        need(list.len() == layers, &at_values, || {
+            format!(
+                "{} values; expected one number, or one for each of {layers} layers",
+                list.len()
+            )
+        })?;
+        list.iter()
+            .enumerate()
+            .map(|(l, &v)| one(&format!("{at_values}[{l}]"), v))
+            .collect()
+    };
+    match (scale.granularity, &scale.values) {
+        (Granularity::TokenHead, None) => Ok(Scale::TokenHead),
+        (Granularity::TokenHead, Some(_)) => bad(
+            at_values,
+            "are given, but token_head scales are a component of their own",
+        ),
+        (_, None) => Ok(Scale::Unknown),
+        (Granularity::Tensor, Some(Values::One(value))) => {
+            Ok(Scale::Tensor(vec![one(&at_values, *value)?; layers]))
+        }
+        (Granularity::Tensor, Some(Values::Layers(list))) => Ok(Scale::Tensor(per_layer(list)?)),
+        (Granularity::Tensor, Some(Values::Heads(_))) => bad(
+            at_values,
+            "are by layer and head, but the granularity is tensor",
+        ),
+        (Granularity::Head, Some(Values::Heads(list))) => {
+            let heads = c.heads as usize;
+            let right = list.len() == layers && list.iter().all(|l| l.len() == heads);
+            need(right, &at_values, || {
+                format!("are not {layers} layers of {heads} heads")
+            })?;
+            let row = |(l, list): (usize, &Vec<f64>)| {
+                let at = |h| format!("{at_values}[{l}][{h}]");
+                list.iter()
+                    .enumerate()
+                    .map(|(h, &v)| one(&at(h), v))
+                    .collect::<Checked<Vec<f32>>>()
+            };
+            Ok(Scale::Head(
+                list.iter().enumerate().map(row).collect::<Checked<_>>()?,
+            ))
+        }
+        (Granularity::Head, Some(_)) => bad(
+            at_values,
+            format!(
+                "must be [layer][head] numbers: {layers} lists of {}",
+                c.heads
+            ),
+        ),
+    }
+}
+
+/// Heads that a rank owns of a component with `heads` heads, by its tensor parallel rank.
+fn default_heads(heads: u32, tp: u32, me: u32) -> Option<Range<u32>> {
+    let first = (u64::from(me) * u64::from(heads) / u64::from(tp)) as u32;
+    match (heads.is_multiple_of(tp), tp.is_multiple_of(heads)) {
+        (true, _) => Some(first..first + heads / tp),
+        (_, true) => Some(first..first + 1),
+        _ => None,
+    }
+}
+
+fn shard(
+    side: &Descriptor,
+    doc: &doc::Description,
+    number: u32,
+    i: usize,
+    rank: &doc::Rank,
+    order: &[usize; 3],
+) -> Checked<RankShard> {
+    let field = format!("ranks[{i}]");
+    let mut rest = number;
+    let mut at = [0; 3];
+    for &axis in order.iter().rev() {
+        at[axis] = rest % side.parallel[axis];
+        rest /= side.parallel[axis];
+    }
+    let [tp, pp, cp] = at;
+    count(&format!("{field}.pages"), rank.pages, limits::MAX_TOKENS)?;
+    let layers = match layer_set(&field, rank.layers, rank.layers_list.as_ref(), side.layers)? {
+        Some(layers) => layers,
+        None => {
+            let stages = side.parallel[1];
+            need(side.layers.is_multiple_of(stages), &field, || {
+                format!(
+                    "{} layers do not divide among {stages} stages, so `layers` must be given",
+                    side.layers
+                )
+            })?;
+            let each = side.layers / stages;
+            (pp * each..(pp + 1) * each).collect()
+        }
+    };
+    // An explicit interval speaks of the components with the most heads; one with fewer (an MLA latent
+    // beside keys) is dealt out by `tp`.
+    let most = side.components.iter().map(|c| c.heads).max().unwrap_or(1);
+    let mut owned = Vec::new();
+    for component in &side.components {
+        let heads = match rank.heads {
+            Some(range) if component.heads == most => {
+                interval(&format!("{field}.heads"), range, most)?
+            }
+            _ => match default_heads(component.heads, side.parallel[0], tp) {
+                Some(heads) => heads,
+                None => {
+                    return bad(
+                        &field,
+                        format!(
+                            "{} heads of {} do not divide among tp {}, so `heads` must be given",
+                            component.heads, component.name, side.parallel[0]
+                        ),
+                    );
+                }
+            },
+        };
+        let mine = |layer: &&u32| match component.group {
+            Some(group) => side.groups[group].layers.binary_search(layer).is_ok(),
+            None => true,
+        };
+        owned.push(Owned {
+            heads,
+            layers: layers.iter().filter(mine).copied().collect(),
+            layout: None,
+        });
+    }
+    let mut shard = RankShard {
+        rank: number,
+        tp,
+        pp,
+        cp,
+        layers,
+        pages: rank.pages,
+        file: rank.file.clone(),
+        request_pages: pages_by_group(side, rank, &field)?,
+        regions: Vec::new(),
+        owned,
+    };
+    place(side, doc, &mut shard, &field)?;
+    Ok(shard)
+}
+
+fn pages_by_group(side: &Descriptor, rank: &doc::Rank, field: &str) -> Checked<Vec<Vec<u32>>> {
+    let field = format!("{field}.request_pages");
+    match &rank.request_pages {
+        RequestPages::One(list) => {
+            need(side.groups.len() == 1, &field, || {
+                let names: Vec<_> = side.groups.iter().map(|g| g.name.as_str()).collect();
+                format!(
+                    "is one list, but there are groups; expected an object with {}",
+                    names.join(", ")
+                )
+            })?;
+            Ok(vec![list.clone()])
+        }
+        RequestPages::Groups(lists) => {
+            for name in lists.keys() {
+                need(side.groups.iter().any(|g| g.name == *name), &field, || {
+                    format!("there is no group \"{name}\"")
+                })?;
+            }
+            Ok(side
+                .groups
+                .iter()
+                .map(|g| lists.get(&g.name).cloned().unwrap_or_default())
+                .collect())
+        }
+    }
+}
+
+/// Fills in layouts and lists the regions that follow from them.
+fn place(
+    side: &Descriptor,
+    doc: &doc::Description,
+    shard: &mut RankShard,
+    field: &str,
+) -> Checked<()> {
+    let mut pools: BTreeMap<&str, Vec<u64>> = BTreeMap::new(); // pool → bytes of each region
+    let mut layouts = Vec::new();
+    for (c, component) in side.components.iter().enumerate() {
+        let own = &shard.owned[c];
+        if own.layers.is_empty() {
+            layouts.push(None);
+            continue;
+        }
+        let names_part = component.notation.names(Axis::Part);
+        let mates = |o: &&Component| o.pool == component.pool && o.notation.names(Axis::Part);
+        let parts = side.components.iter().filter(mates).count().max(1) as u32;
+        let at = format!("components[{c}]");
+        if names_part {
+            need(component.part < parts, format!("{at}.part"), || {
+                format!(
+                    "{} is not below {parts}, the number of components of pool \"{}\" that name `part`",
+                    component.part, component.pool
+                )
+            })?;
+            let twin = side.components[..c]
+                .iter()
+                .filter(mates)
+                .find(|o| o.part == component.part);
+            if let Some(twin) = twin {
+                return bad(
+                    format!("{at}.part"),
+                    format!("{} is also the part of \"{}\"", component.part, twin.name),
+                );
+            }
+            let row = |o: &Component| {
+                o.format.element.group_bytes() * (o.dim / o.format.element.group_elements())
+            };
+            // Where `part` picks a region, or its stride is given, nothing follows from the rows.
+            let derived = |w: &Word| w.axis == Axis::Part && !w.region && w.stride_bytes.is_none();
+            let dense = matches!(doc.components[c].layout, doc::Layout::Text(_))
+                && component.notation.words().iter().any(derived);
+            let other = side
+                .components
+                .iter()
+                .filter(mates)
+                .find(|o| row(o) != row(component));
+            if let (true, Some(other)) = (dense, other) {
+                return bad(
+                    format!("{at}.layout"),
+                    format!(
+                        "rows of {} bytes share a dense `part` with rows of {} bytes of \"{}\"; give offset and strides",
+                        row(component),
+                        row(other),
+                        other.name
+                    ),
+                );
+            }
+        }
+        let element = component.format.element;
+        if element.is_grouped() && component.notation.split_of(Axis::Dim).is_some() {
+            return bad(
+                format!("{at}.layout"),
+                format!(
+                    "splits `dim`, but {} is made of indivisible groups",
+                    element.name()
+                ),
+            );
+        }
+        let group = component.group.unwrap_or(0);
+        let slots = side.groups[group].page_slots;
+        if component.group.is_none()
+            && let Some(other) = side.groups.iter().find(|g| g.page_slots != slots)
+        {
+            return bad(
+                format!("{at}.group"),
+                format!(
+                    "groups have pages of {slots} and {} slots, so the component must name one",
+                    other.page_slots
+                ),
+            );
+        }
+        let extents = Extents {
+            layer: own.layers.len() as u32,
+            part: parts,
+            page: shard.pages,
+            head: own.heads.end - own.heads.start,
+            slot: slots,
+            dim: component.dim / element.group_elements(),
+        };
+        let none = BTreeMap::new();
+        let (offset, strides) = match &doc.components[c].layout {
+            doc::Layout::Text(_) => (0, &none),
+            doc::Layout::Strided(s) => (s.offset_bytes, &s.strides_bytes),
+        };
+        let layout = Layout::new(
+            &component.notation,
+            extents,
+            element.group_bytes(),
+            component.part,
+            offset,
+            strides,
+        )
+        .or_else(|error| bad(format!("{at}.layout"), format!("{error} (for {field})")))?;
+        need(
+            layout.regions() <= limits::MAX_REGIONS,
+            format!("{at}.layout"),
+            || {
+                format!(
+                    "makes {} regions, more than {}",
+                    layout.regions(),
+                    limits::MAX_REGIONS
+                )
+            },
+        )?;
+        let pool = pools.entry(&component.pool).or_default();
+        pool.resize(pool.len().max(layout.regions() as usize), 0);
+        for region in layout.touches() {
+            let bytes = &mut pool[region as usize];
+            *bytes = layout.region_bytes().max(*bytes);
+        }
+        layouts.push(Some(layout));
+    }
+    let mut first = BTreeMap::new();
+    for (pool, regions) in &pools {
+        first.insert(*pool, shard.regions.len() as u64);
+        let specs = regions.iter().enumerate().map(|(i, &bytes)| RegionSpec {
+            name: format!("{pool}.{i}"),
+            bytes,
+        });
+        shard.regions.extend(specs);
+    }
+    for (c, layout) in layouts.into_iter().enumerate() {
+        let start = first
+            .get(side.components[c].pool.as_str())
+            .copied()
+            .unwrap_or(0);
+        shard.owned[c].layout = layout.map(|layout| layout.with_first_region(start));
+    }
+    for (c, component) in side.components.iter().enumerate() {
+        for (o, other) in side.components[..c].iter().enumerate() {
+            // Groups take turns with pages, so components of different groups may share bytes.
+            let in_turns = component.group.is_some()
+                && other.group.is_some()
+                && component.group != other.group;
+            if component.pool != other.pool || in_turns {
+                continue;
+            }
+            if let (Some(a), Some(b)) = (shard.layout(c), shard.layout(o)) {
+                need(!overlap(a, b), format!("components[{c}].layout"), || {
+                    format!(
+                        "\"{}\" overlaps \"{}\" in pool \"{}\" (for {field}): give each its part, offset or pool",
+                        component.name, other.name, component.pool
+                    )
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Groups whose components share bytes use different pages of them.
+fn pages_in_turns(side: &Descriptor, rank: &RankShard, i: usize) -> Checked<()> {
+    for (c, component) in side.components.iter().enumerate() {
+        for (o, other) in side.components[..c].iter().enumerate() {
+            let (Some(g), Some(h)) = (component.group, other.group) else {
+                continue;
+            };
+            let (Some(a), Some(b)) = (rank.layout(c), rank.layout(o)) else {
+                continue;
+            };
+            let none = rank.request_pages[g].is_empty() || rank.request_pages[h].is_empty();
+            if g == h || none || component.pool != other.pool || !overlap(a, b) {
+                continue;
+            }
+            let alike = a.axis(Axis::Page) == b.axis(Axis::Page);
+            // Pages that step alike meet only in themselves; others where the bytes from their first
+            // to their last do.
+            let spread = |layout: &Layout, page: u32| {
+                let map = layout.axis(Axis::Page);
+                let last = map.at(layout.extents().page - 1).byte;
+                let start = layout.page_base(0, page).byte;
+                let first = layout.page_base(0, 0).byte;
+                start..start + (layout.region_bytes() - first - last)
+            };
+            let mut taken: Vec<_> = rank.request_pages[h]
+                .iter()
+                .map(|&page| (spread(b, page), page))
+                .collect();
+            taken.sort_unstable_by_key(|(bytes, page)| (bytes.start, *page));
+            let mut pages = rank.request_pages[h].clone();
+            pages.sort_unstable();
+            for &page in &rank.request_pages[g] {
+                let twin = if alike {
+                    pages.binary_search(&page).is_ok().then_some(page)
+                } else {
+                    let bytes = spread(a, page);
+                    let next = taken.partition_point(|(other, _)| other.end <= bytes.start);
+                    let met = taken.get(next).filter(|(other, _)| other.start < bytes.end);
+                    met.map(|&(_, page)| page)
+                };
+                if let Some(twin) = twin {
+                    let (mine, its) = (&side.groups[g].name, &side.groups[h].name);
+                    return bad(
+                        format!("ranks[{i}].request_pages.{mine}"),
+                        format!(
+                            "page {page} shares bytes with page {twin} of group \"{its}\": \"{}\" and \"{}\" lie in the same pool",
+                            component.name, other.name
+                        ),
+                    );
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The request's pages exist, are used once, and are as many as the rank's tokens need.
+fn request_pages(side: &Descriptor, rank: &RankShard, i: usize) -> Checked<()> {
+    let cp_unit = side.cp_unit.filter(|_| side.parallel[2] > 1);
+    for (g, group) in side.groups.iter().enumerate() {
+        let field = match group.name.as_str() {
+            "" => format!("ranks[{i}].request_pages"),
+            name => format!("ranks[{i}].request_pages.{name}"),
+        };
+        let pages = &rank.request_pages[g];
+        let owns = rank
+            .layers
+            .iter()
+            .any(|layer| group.layers.binary_search(layer).is_ok());
+        // Only counted: a list of runs would be as long as the page list should be, which is not known yet.
+        let held = side.held_count(g, rank.rank as usize, side.tokens);
+        let want = if owns {
+            held.div_ceil(u64::from(group.page_slots))
+        } else {
+            0
+        };
+        let how = match cp_unit {
+            None => String::new(),
+            Some(CpUnit::Token) => format!(", dealt by token to cp rank {}", rank.cp),
+            Some(CpUnit::Page) => format!(", dealt by page to cp rank {}", rank.cp),
+            Some(CpUnit::Contiguous) => format!(", in ranges, to cp rank {}", rank.cp),
+        };
+        need(
+            pages.len() as u64 == want || (!owns && pages.is_empty()),
+            &field,
+            || {
+                format!(
+                    "lists {} pages; {held} tokens of {}{how} in pages of {} need {want}",
+                    pages.len(),
+                    side.tokens,
+                    group.page_slots
+                )
+            },
+        )?;
+        let mut sorted = pages.clone();
+        sorted.sort_unstable();
+        if let Some(&last) = sorted.last() {
+            need(last < rank.pages, &field, || {
+                format!(
+                    "page {last} is out of range: the rank has pages 0..{}",
+                    rank.pages
+                )
+            })?;
+        }
+        if let Some(twice) = sorted.windows(2).find(|w| w[0] == w[1]) {
+            return bad(
+                &field,
+                format!(
+                    "page {} is listed twice; its slots would be written by two tokens",
+                    twice[0]
+                ),
+            );
+        }
+    }
+    Ok(())
+}
