@@ -2,9 +2,17 @@
 //!
 //! - [`description`]: the JSON document; [`descriptor`]: the same, checked.
 //! - [`tokens`]: which tokens a rank holds.
+//! - [`negotiate`]: whether two sides fit, and how rows travel.
+//! - [`plan`]: who sends what to whom; [`execute`]: doing it; [`traffic`]: what it costs.
+//! - [`digest`]: what both sides compare when it is done.
 #![forbid(unsafe_code)]
 
 pub mod description;
 pub mod descriptor;
+pub mod digest;
+pub mod execute;
 pub mod limits;
+pub mod negotiate;
+pub mod plan;
 pub mod tokens;
+pub mod traffic;
