@@ -1,9 +1,15 @@
 //! Moves a cache between two described sides.
 //!
+//! ```text
+//!   description  ──check──▶  descriptor ┐
+//!    (JSON)                             ├─negotiate─▶ agreement ──plan──▶ pairs, steps ──▶ chunks
+//!   description  ──check──▶  descriptor ┘  or refusal
+//! ```
+//!
 //! - [`description`]: the JSON document; [`descriptor`]: the same, checked.
 //! - [`tokens`]: which tokens a rank holds.
 //! - [`negotiate`]: whether two sides fit, and how rows travel.
-//! - [`plan`]: who sends what to whom; [`execute`]: doing it; [`traffic`]: what it costs.
+//! - [`plan`]: who sends what to whom; [`execute`]: doing it.
 //! - [`digest`]: what both sides compare when it is done.
 #![forbid(unsafe_code)]
 
@@ -14,5 +20,7 @@ pub mod execute;
 pub mod limits;
 pub mod negotiate;
 pub mod plan;
+pub mod protocol;
 pub mod tokens;
 pub mod traffic;
+pub mod transfer;
