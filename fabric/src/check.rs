@@ -1,0 +1,323 @@
+//! An independent check of what a transfer left behind, element by element.
+//!
+//! It shares nothing with the plan or the fast path: for every row that a consumer rank owns it looks
+//! for a producer row by search, converts it by the [`reference`](mod@moai_translate::reference), and
+//! writes it unit by unit into a copy of what the pages held before. Every byte must then be equal,
+//! those that no row of the request covers included.
+
+use std::fmt;
+
+use moai_collectives::{
+    descriptor::Descriptor,
+    execute::{Agreed, Pool},
+};
+use moai_memory::Region;
+use moai_translate::{
+    by_element::Paged,
+    format::{RowFormat, RowScale},
+    program::{Place, Progression},
+    reference,
+};
+
+/// Where a check takes the producer's rows from.
+pub trait SourceRows {
+    /// Copies the codes of one row and returns its scale (1 if rows have none).
+    fn row(&self, component: usize, layer: u32, head: u32, token: u32, codes: &mut [u8]) -> f32;
+}
+
+/// Rows from the pools of all producer ranks.
+#[derive(Debug)]
+pub struct PoolRows<'a> {
+    producer: &'a Descriptor,
+    pools: &'a [Pool],
+    /// For each rank and group, where each token lies among the rank's own.
+    index: Vec<Vec<Vec<Option<u32>>>>,
+}
+
+impl<'a> PoolRows<'a> {
+    /// Rows from `pools`, one for each rank.
+    #[must_use]
+    pub fn new(producer: &'a Descriptor, pools: &'a [Pool]) -> Self {
+        let ranks = 0..producer.ranks.len();
+        let index = ranks
+            .map(|rank| {
+                (0..producer.groups.len())
+                    .map(|group| token_index(producer, group, rank))
+                    .collect()
+            })
+            .collect();
+        Self {
+            producer,
+            pools,
+            index,
+        }
+    }
+}
+
+/// For each token of the request, where it lies among those that a rank holds.
+fn token_index(side: &Descriptor, group: usize, rank: usize) -> Vec<Option<u32>> {
+    let mut index = vec![None; side.tokens as usize];
+    for held in side.held(group, rank, side.tokens) {
+        for i in 0..held.count {
+            index[(held.token + i * held.step) as usize] = Some(held.index + i);
+        }
+    }
+    index
+}
+
+impl SourceRows for PoolRows<'_> {
+    fn row(&self, component: usize, layer: u32, head: u32, token: u32, codes: &mut [u8]) -> f32 {
+        let group = self
+            .producer
+            .group_of(component, layer)
+            .expect("the layer is in a group");
+        let described = &self.producer.components[component];
+        for (i, rank) in self.producer.ranks.iter().enumerate() {
+            let heads = rank.heads(component);
+            let own = (
+                rank.local_layer(component, layer),
+                self.index[i][group][token as usize],
+            );
+            if let (Some(layer), Some(at)) = own
+                && heads.contains(&head)
+                && let Some(layout) = rank.layout(component)
+            {
+                let paged = Paged {
+                    codes: layout,
+                    scales: described.scales.and_then(|s| rank.layout(s)),
+                    head: head - heads.start,
+                    unit: 0,
+                };
+                let place = Place {
+                    layer,
+                    pages: &rank.request_pages[group],
+                    tokens: Progression { first: at, step: 1 },
+                };
+                return paged.read(self.pools[i].as_slice(), place, 0, 0, codes);
+            }
+        }
+        panic!("no producer rank holds layer {layer}, head {head}, token {token}")
+    }
+}
+
+/// The first byte that is not what it must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Difference {
+    /// Consumer rank.
+    pub rank: u32,
+    /// Region.
+    pub region: String,
+    /// Byte within the region.
+    pub byte: u64,
+    /// What it must be.
+    pub expected: u8,
+    /// What it is.
+    pub found: u8,
+    /// Bytes of the pool that differ.
+    pub bytes: u64,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            rank,
+            region,
+            byte,
+            expected,
+            found,
+            bytes,
+        } = self;
+        write!(
+            f,
+            "consumer {rank}: {bytes} bytes differ from the reference, first byte {byte} of region {region}: expected {expected:#04x}, found {found:#04x}"
+        )
+    }
+}
+
+/// What a consumer rank's pool must hold, from what it held `before`.
+///
+/// # Panics
+///
+/// If `before` does not have the regions of the rank.
+#[must_use]
+pub fn expected(agreed: &Agreed, rank: u32, mut before: Pool, rows: &dyn SourceRows) -> Pool {
+    let Agreed {
+        producer,
+        consumer,
+        agreement,
+    } = agreed;
+    let shard = &consumer.ranks[rank as usize];
+    let mut memo = Memo::default();
+    for (s, span) in agreement.spans.iter().enumerate() {
+        let (from, to) = (
+            &producer.components[span.source],
+            &consumer.components[span.target],
+        );
+        let Some(layout) = shard.layout(span.target) else {
+            continue;
+        };
+        let whole = (from.dim / from.format.element.group_elements()
+            * from.format.element.group_bytes()) as usize;
+        let unit = from.format.element.group_bytes() / from.format.element.group_elements().max(1);
+        let first = match from.format.element.group_elements() {
+            1 => (span.source_first * unit) as usize,
+            n => (span.source_first / n * from.format.element.group_bytes()) as usize,
+        };
+        let mut row = vec![0; whole];
+        for (local, &layer) in shard.layers_of(span.target).iter().enumerate() {
+            let Some(group) = consumer.group_of(span.target, layer) else {
+                continue;
+            };
+            let Some(source_group) = producer.group_of(span.source, layer) else {
+                continue;
+            };
+            let held_there = producer.deal(source_group).first(
+                consumer.tokens,
+                producer.groups[source_group].window,
+                producer.groups[source_group].page_slots,
+            );
+            for head in shard.heads(span.target).clone() {
+                let (a, b) = agreement.formats(s, layer, head);
+                let bytes = |f: &RowFormat| f.row_bytes(span.dim).map_or(0, |b| b as usize);
+                let mut made = vec![0; bytes(&b)];
+                let paged = Paged {
+                    codes: layout,
+                    scales: to.scales.and_then(|s| shard.layout(s)),
+                    head: head - shard.heads(span.target).start,
+                    unit: span.target_first / to.format.element.group_elements(),
+                };
+                for held in consumer.held(group, rank as usize, consumer.tokens) {
+                    for i in 0..held.count {
+                        let token = held.token + i * held.step;
+                        // Slots before the window that the producer no longer holds stay as they were.
+                        if token < held_there {
+                            continue;
+                        }
+                        let scale = rows.row(span.source, layer, head, token, &mut row);
+                        let mut made_scale = 1.0;
+                        let part = &row[first..first + bytes(&a)];
+                        memo.convert_row((a, b), span.dim, part, scale, &mut made, &mut made_scale);
+                        let place = Place {
+                            layer: local as u32,
+                            pages: &shard.request_pages[group],
+                            tokens: Progression {
+                                first: held.index + i,
+                                step: 1,
+                            },
+                        };
+                        paged.write(before.as_mut_slice(), place, 0, 0, &made, made_scale);
+                    }
+                }
+            }
+        }
+    }
+    before
+}
+
+/// The reference, asked once for each code where a code's answer depends on nothing else.
+///
+/// A cache of bf16 holds a few thousand different codes many thousand times, and the reference encodes by
+/// search.
+#[derive(Default)]
+struct Memo {
+    formats: Option<(RowFormat, RowFormat)>,
+    /// Answer to each two-byte code, one or two bytes.
+    answers: Vec<Option<[u8; 2]>>,
+}
+
+impl Memo {
+    fn convert_row(
+        &mut self,
+        (a, b): (RowFormat, RowFormat),
+        dim: u32,
+        codes: &[u8],
+        scale: f32,
+        out: &mut [u8],
+        out_scale: &mut f32,
+    ) {
+        let plain =
+            |f: &RowFormat| !f.element.is_grouped() && f.scale != RowScale::Row && f.rope.is_none();
+        let narrow = a.element.group_bytes() == 2 && b.element.group_bytes() <= 2;
+        if !(plain(&a) && plain(&b) && narrow) {
+            reference::convert_row(&a, &b, dim, codes, scale, out, out_scale);
+            return;
+        }
+        if self.formats != Some((a, b)) {
+            self.formats = Some((a, b));
+            self.answers.clear();
+            self.answers.resize(1 << 16, None);
+        }
+        let width = b.element.group_bytes() as usize;
+        for (code, out) in codes.chunks_exact(2).zip(out.chunks_exact_mut(width)) {
+            let answer = &mut self.answers[usize::from(u16::from_le_bytes([code[0], code[1]]))];
+            let answer = answer.get_or_insert_with(|| {
+                let mut made = [0; 2];
+                reference::convert_row(&a, &b, 1, code, 1.0, &mut made[..width], &mut 1.0);
+                made
+            });
+            out.copy_from_slice(&answer[..width]);
+        }
+    }
+}
+
+/// Compares a consumer rank's pool with what it must hold.
+///
+/// # Errors
+///
+/// The first [`Difference`].
+pub fn compare(
+    agreed: &Agreed,
+    rank: u32,
+    found: &[Region],
+    expected: &[Region],
+) -> Result<(), Difference> {
+    let mut difference: Option<Difference> = None;
+    let names = &agreed.consumer.ranks[rank as usize].regions;
+    for ((name, found), expected) in names.iter().zip(found).zip(expected) {
+        let (found, expected) = (found.as_slice(), expected.as_slice());
+        if found == expected {
+            continue;
+        }
+        for (byte, (&f, &e)) in found
+            .iter()
+            .zip(expected)
+            .enumerate()
+            .filter(|(_, (f, e))| f != e)
+        {
+            let first = Difference {
+                rank,
+                region: name.name.clone(),
+                byte: byte as u64,
+                expected: e,
+                found: f,
+                bytes: 0,
+            };
+            difference.get_or_insert(first).bytes += 1;
+        }
+    }
+    difference.map_or(Ok(()), Err)
+}
+
+/// Elements of the rows that a consumer rank owns of the request.
+#[must_use]
+pub fn elements(agreed: &Agreed, rank: u32) -> u64 {
+    let Agreed {
+        consumer,
+        agreement,
+        ..
+    } = agreed;
+    let shard = &consumer.ranks[rank as usize];
+    let mut elements = 0;
+    for span in &agreement.spans {
+        let heads = shard.heads(span.target);
+        let row = u64::from(heads.end - heads.start) * u64::from(span.dim);
+        for &layer in shard.layers_of(span.target) {
+            if let Some(group) = consumer.group_of(span.target, layer) {
+                let held = consumer.held(group, rank as usize, consumer.tokens);
+                elements += row * held.iter().map(|held| u64::from(held.count)).sum::<u64>();
+            }
+        }
+    }
+    elements
+}

@@ -1,0 +1,19 @@
+//! The assembled stack: what a program that moves caches depends on.
+//!
+//! - [`Fabric`]: one rank's part of a live transfer. [`config`]: its settings and the environment.
+//! - [`files`]: descriptions and pools in files.
+//! - [`synthetic`]: a cache of seeded values, for trying things out.
+//! - [`check`]: an independent check of what a transfer left behind.
+#![forbid(unsafe_code)]
+
+pub mod check;
+pub mod config;
+mod fabric;
+pub mod files;
+pub mod synthetic;
+
+pub use fabric::{Fabric, FabricError, Server};
+pub use moai_collectives as collectives;
+pub use moai_memory as memory;
+pub use moai_translate as translate;
+pub use moai_transport as transport;
