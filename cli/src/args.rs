@@ -1,0 +1,138 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Moves LLM KV caches between unlike engines, translating layout, format and partitioning on the way.
+#[derive(Debug, Parser)]
+#[command(name = "moai", version, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Move a cache live, each rank a process of its own, and verify it.
+    Run(Run),
+    /// Convert a cache in files, without sockets.
+    Convert(Convert),
+    /// Say who would send what to whom, or why the two sides do not fit.
+    Plan(Plan),
+    /// Say what this build and this machine can do.
+    Info(Info),
+    /// One rank of `run`; started by it.
+    #[command(hide = true)]
+    Rank(Rank),
+}
+
+/// Without descriptions: seeded values in the shape of Llama 3 8B, from vLLM's FlashAttention layout in
+/// bf16 on 4 ranks to its ROCm layout in e4m3fnuz on 2.
+#[derive(Args, Debug)]
+pub(crate) struct Run {
+    /// Description of the side that holds the cache (JSON).
+    #[arg(requires = "consumer")]
+    pub(crate) producer: Option<PathBuf>,
+    /// Description of the side that receives it (JSON).
+    pub(crate) consumer: Option<PathBuf>,
+    /// Write the consumer ranks' pools into this folder.
+    #[arg(long, value_name = "DIR", requires = "producer")]
+    pub(crate) out: Option<PathBuf>,
+    /// Seconds until every rank has an outcome, at most.
+    #[arg(long, value_name = "SECS")]
+    pub(crate) deadline: Option<f64>,
+    /// Tokens of the seeded cache.
+    // As many as fill 128 GiB; the page lists of more would not fit any machine either.
+    #[arg(long, default_value_t = 512, conflicts_with = "producer",
+          value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub(crate) tokens: u32,
+    /// Seed of the seeded cache.
+    #[arg(long, default_value_t = 1, conflicts_with = "producer")]
+    pub(crate) seed: u64,
+    /// Payload bytes a second that each producer rank sends at most; 0 is no limit.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) max_rate: Option<u64>,
+    /// Allow addresses off loopback, without authentication or encryption.
+    #[arg(long)]
+    pub(crate) insecure: bool,
+    /// Skip the element by element check after the transfer (digests are always compared).
+    #[arg(long)]
+    pub(crate) no_check: bool,
+    /// Name every rank's process and address on stderr.
+    #[arg(long, short)]
+    pub(crate) verbose: bool,
+    /// Write a report.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Convert {
+    /// Description of the side that holds the cache (JSON); pools lie beside it.
+    pub(crate) producer: PathBuf,
+    /// Description of the side that is to be written (JSON); its initial pools lie beside it.
+    pub(crate) consumer: PathBuf,
+    /// Folder for the consumer ranks' pools.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Write a report.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Plan {
+    /// Description of the side that holds the cache (JSON).
+    pub(crate) producer: PathBuf,
+    /// Description of the side that receives it (JSON).
+    pub(crate) consumer: PathBuf,
+    /// Draw the plan.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Write the plan.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Info {
+    /// List the named layouts and the elements, too.
+    #[arg(long)]
+    pub(crate) layouts: bool,
+    /// Write it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Role {
+    Producer,
+    Consumer,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Rank {
+    #[arg(long)]
+    pub(crate) role: Role,
+    #[arg(long)]
+    pub(crate) rank: u32,
+    #[arg(long, requires = "consumer")]
+    pub(crate) producer: Option<PathBuf>,
+    #[arg(long)]
+    pub(crate) consumer: Option<PathBuf>,
+    #[arg(long, default_value_t = 512)]
+    pub(crate) tokens: u32,
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+    #[arg(long)]
+    pub(crate) deadline: Option<f64>,
+    #[arg(long)]
+    pub(crate) max_rate: Option<u64>,
+    #[arg(long)]
+    pub(crate) insecure: bool,
+    #[arg(long)]
+    pub(crate) no_check: bool,
+}

@@ -1,0 +1,505 @@
+//! `moai run`: a cache moved live between processes, and verified.
+
+pub(crate) mod rank;
+mod ranks;
+mod talk;
+
+use std::{
+    io::{IsTerminal, Write},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use moai_fabric::{
+    collectives::{
+        execute::Agreed,
+        negotiate::Role,
+        traffic::{PairTraffic, traffic},
+        transfer::{Ended, Report},
+    },
+    config::{self, Config},
+    files,
+};
+use ranks::{Event, Processes};
+use serde_json::{Value, json};
+use talk::{FromRank, ToRank};
+
+use crate::{
+    args, bounds, convert,
+    failure::{Failure, show, write_json},
+    inputs, picture, plan,
+};
+
+/// How long ranks may take to fill their memory.
+const START_LIMIT: Duration = Duration::from_secs(300);
+/// What a rank may take beyond its deadline to tell how it ended.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long the element by element check may take.
+const CHECK_LIMIT: Duration = Duration::from_secs(1800);
+/// Time spent on measuring what this machine can do.
+const BOUNDS_BUDGET: Duration = Duration::from_millis(400);
+
+pub(crate) fn run(command: &args::Run) -> Result<(), Failure> {
+    let mut config = Config::from_env()?;
+    if let Some(seconds) = command.deadline {
+        let fail = |problem| Failure::Input(format!("--deadline {seconds} {problem}"));
+        config.deadline = config::deadline(seconds).map_err(fail)?;
+    }
+    config.insecure |= command.insecure;
+    config.allow(config.bind)?;
+    let paths = (command.producer.as_deref(), command.consumer.as_deref());
+    let sides = inputs::sides(paths.0, paths.1, command.tokens, command.seed)?;
+    let agreed = inputs::agree(sides, command.json.as_deref())?;
+    look_at_files(command, &agreed)?;
+    let traffic = traffic(&agreed);
+    let matrix = picture::matrix(&agreed, &traffic, std::io::stdout().is_terminal());
+    show(format_args!("{matrix}\n"))?;
+    let bounds = bounds::measure(BOUNDS_BUDGET)
+        .map_err(|error| Failure::Transfer(format!("cannot measure this machine: {error}")))?;
+
+    let ranks = (
+        agreed.producer.ranks.len() as u32,
+        agreed.consumer.ranks.len() as u32,
+    );
+    let mut story = Story::new(&agreed, &traffic);
+    let result = story.play(command, &config, ranks);
+    let report = story.report(&agreed, &traffic, &bounds, result.as_ref().err());
+    write_json(command.json.as_deref(), &report)?;
+    result?;
+    show(format_args!("{}\n", story.summary(&traffic, &bounds)))
+}
+
+/// Bad files are found before any process starts.
+fn look_at_files(command: &args::Run, agreed: &Agreed) -> Result<(), Failure> {
+    for (path, side) in [
+        (&command.producer, &agreed.producer),
+        (&command.consumer, &agreed.consumer),
+    ] {
+        if let Some(path) = path {
+            for rank in &side.ranks {
+                files::read_pool(&files::pool_path(path, rank)?, rank)?;
+            }
+        }
+    }
+    match &command.out {
+        Some(out) => convert::make_folder(out),
+        None => Ok(()),
+    }
+}
+
+/// What is known of a rank.
+#[derive(Debug, Default)]
+struct Told {
+    name: String,
+    ready: bool,
+    done: u64,
+    report: Option<Report>,
+    checked: Option<(u64, Option<String>)>,
+    wrote: bool,
+    broken: Option<String>,
+    gone: bool,
+}
+
+/// The course of a run.
+#[derive(Debug)]
+struct Story {
+    told: Vec<Told>,
+    producers: usize,
+    wire_bytes: u64,
+    took: Option<Duration>,
+}
+
+impl Story {
+    fn new(agreed: &Agreed, traffic: &[PairTraffic]) -> Self {
+        let names = |role: Role, n: usize| (0..n).map(move |rank| format!("{role} {rank}"));
+        let producers = agreed.producer.ranks.len();
+        let all = names(Role::Producer, producers)
+            .chain(names(Role::Consumer, agreed.consumer.ranks.len()));
+        Self {
+            told: all
+                .map(|name| Told {
+                    name,
+                    ..Told::default()
+                })
+                .collect(),
+            producers,
+            wire_bytes: traffic.iter().map(|pair| pair.bytes_wire).sum(),
+            took: None,
+        }
+    }
+
+    fn consumers(&self) -> &[Told] {
+        &self.told[self.producers..]
+    }
+
+    /// Starts the ranks and follows them to the end.
+    fn play(
+        &mut self,
+        command: &args::Run,
+        config: &Config,
+        (producers, consumers): (u32, u32),
+    ) -> Result<(), Failure> {
+        let mut processes = Processes::start(command, producers, consumers)?;
+        let mut addresses = Vec::new();
+        if command.verbose {
+            for process in &processes.list {
+                let line = format!("{}: process {}", process.name(), process.id());
+                let _ = writeln!(std::io::stderr(), "{line}");
+            }
+        }
+        self.follow(
+            &mut processes,
+            START_LIMIT,
+            &mut |_| {},
+            |told| told.ready,
+            |index, line| {
+                if let FromRank::Ready {
+                    address: Some(address),
+                } = line
+                {
+                    addresses.push((index as u32, *address));
+                    if command.verbose {
+                        let line = format!("producer {index}: listens on {address}");
+                        let _ = writeln!(std::io::stderr(), "{line}");
+                    }
+                }
+            },
+        );
+        self.fail_unless(|told| told.ready, "to get ready")?;
+
+        let bar = bar(self.wire_bytes);
+        let start = Instant::now();
+        processes.tell(
+            Role::Producer,
+            &ToRank::Go {
+                addresses: Vec::new(),
+            },
+        );
+        processes.tell(Role::Consumer, &ToRank::Go { addresses });
+        let limit = config.deadline + GRACE;
+        let mut draw =
+            |story: &Self| bar.set_position(story.consumers().iter().map(|told| told.done).sum());
+        self.follow(
+            &mut processes,
+            limit,
+            &mut draw,
+            |told| told.report.is_some(),
+            |_, _| {},
+        );
+        self.took = Some(start.elapsed());
+        bar.finish_and_clear();
+        self.fail_unless(
+            |told| told.report.as_ref().is_some_and(Report::is_committed),
+            "to tell how it ended",
+        )?;
+
+        if !command.no_check {
+            let producers = self.producers;
+            let settled = |told: &Told| told.checked.is_some();
+            let busy = spinner("checking every element against the reference");
+            let only_consumers = move |index: usize| index >= producers;
+            self.follow_some(
+                &mut processes,
+                CHECK_LIMIT,
+                &mut |_| busy.tick(),
+                only_consumers,
+                settled,
+                |_, _| {},
+            );
+            busy.finish_and_clear();
+            let wrong: Vec<String> = self
+                .consumers()
+                .iter()
+                .filter_map(|told| match &told.checked {
+                    Some((_, Some(difference))) => Some(difference.clone()),
+                    Some((_, None)) => None,
+                    None => Some(format!(
+                        "{}: the check did not end: {}",
+                        told.name,
+                        told.broken.as_deref().unwrap_or("no answer")
+                    )),
+                })
+                .collect();
+            if !wrong.is_empty() {
+                return Err(Failure::Transfer(format!(
+                    "what arrived is not what the reference says\n  {}",
+                    wrong.join("\n  ")
+                )));
+            }
+        }
+        if command.out.is_some() {
+            processes.tell(Role::Consumer, &ToRank::Write);
+            let producers = self.producers;
+            self.follow_some(
+                &mut processes,
+                CHECK_LIMIT,
+                &mut |_| {},
+                move |index| index >= producers,
+                |told| told.wrote,
+                |_, _| {},
+            );
+            if let Some(told) = self.consumers().iter().find(|told| !told.wrote) {
+                let why = told.broken.as_deref().unwrap_or("no answer");
+                return Err(Failure::Input(format!(
+                    "{} could not write its pool: {why}",
+                    told.name
+                )));
+            }
+        }
+        for process in &mut processes.list {
+            process.hang_up();
+        }
+        Ok(())
+    }
+
+    fn follow(
+        &mut self,
+        processes: &mut Processes,
+        limit: Duration,
+        draw: &mut dyn FnMut(&Self),
+        settled: impl Fn(&Told) -> bool,
+        heard: impl FnMut(usize, &FromRank),
+    ) {
+        self.follow_some(processes, limit, draw, |_| true, settled, heard);
+    }
+
+    /// Hears events until all of some ranks have settled or are gone, or the limit has passed.
+    fn follow_some(
+        &mut self,
+        processes: &mut Processes,
+        limit: Duration,
+        draw: &mut dyn FnMut(&Self),
+        of: impl Fn(usize) -> bool,
+        settled: impl Fn(&Told) -> bool,
+        mut heard: impl FnMut(usize, &FromRank),
+    ) {
+        let start = Instant::now();
+        loop {
+            let open = |(index, told): (usize, &Told)| {
+                of(index) && !told.gone && told.broken.is_none() && !settled(told)
+            };
+            if !self.told.iter().enumerate().any(open) {
+                return;
+            }
+            let Some(left) = limit.checked_sub(start.elapsed()) else {
+                return;
+            };
+            match processes
+                .events
+                .recv_timeout(left.min(Duration::from_millis(100)))
+            {
+                Ok(Event::Said(index, line)) => {
+                    heard(index, &line);
+                    self.hear(index, line);
+                }
+                Ok(Event::Gone(index)) => {
+                    self.told[index].gone = true;
+                    let early =
+                        self.told[index].report.is_none() && self.told[index].broken.is_none();
+                    if early {
+                        self.told[index].broken = Some(format!(
+                            "its process ended: {}",
+                            processes.how_it_ended(index)
+                        ));
+                    }
+                }
+                Err(_) => {}
+            }
+            draw(self);
+        }
+    }
+
+    fn hear(&mut self, index: usize, line: FromRank) {
+        let told = &mut self.told[index];
+        match line {
+            FromRank::Ready { .. } => told.ready = true,
+            FromRank::Progress { done, .. } => told.done = done,
+            FromRank::Reported { report } => {
+                told.done = report.bytes_wire;
+                told.report = Some(report);
+            }
+            FromRank::Checked {
+                elements,
+                difference,
+            } => told.checked = Some((elements, difference)),
+            FromRank::Wrote => told.wrote = true,
+            FromRank::Broken { why } => told.broken = Some(why),
+        }
+    }
+
+    /// Fails with what every rank told, unless all are as they should be.
+    fn fail_unless(&self, fine: impl Fn(&Told) -> bool, awaited: &str) -> Result<(), Failure> {
+        if self.told.iter().all(&fine) {
+            return Ok(());
+        }
+        let mut text = String::from("the transfer did not commit");
+        for told in &self.told {
+            let how = match (&told.report, &told.broken) {
+                (Some(report), _) => match &report.ended {
+                    Ended::Committed => "committed".to_owned(),
+                    Ended::Failed { failure, dirty } => {
+                        format!("{failure}{}", dirty_text(told, dirty))
+                    }
+                },
+                (None, Some(why)) => why.clone(),
+                (None, None) if fine(told) => continue,
+                (None, None) => format!("took too long {awaited}"),
+            };
+            text += &format!("\n  {}: {how}", told.name);
+        }
+        Err(Failure::Transfer(text))
+    }
+
+    fn summary(&self, traffic: &[PairTraffic], bounds: &bounds::Bounds) -> String {
+        let sum = |of: fn(&PairTraffic) -> u64| traffic.iter().map(of).sum::<u64>();
+        let (read, wire, written) = (
+            sum(|p| p.bytes_read),
+            sum(|p| p.bytes_wire),
+            sum(|p| p.bytes_written),
+        );
+        let ns = self.slowest_ns();
+        let reports = || self.told.iter().filter_map(|told| told.report.as_ref());
+        let total = |of: fn(&Report) -> u64| reports().map(of).sum::<u64>();
+        let gb_s = wire as f64 / ns.max(1) as f64;
+        let checked: u64 = self
+            .consumers()
+            .iter()
+            .filter_map(|told| told.checked.as_ref())
+            .map(|c| c.0)
+            .sum();
+        let mut out = format!(
+            "moved    {} read, {} on the wire, {} written in {:.3} s\n",
+            picture::bytes(read),
+            picture::bytes(wire),
+            picture::bytes(written),
+            ns as f64 / 1e9
+        );
+        out += &format!(
+            "rate     {} of cache, {gb_s:.2} GB/s on the wire; this machine: one loopback connection {:.2} GB/s, memcpy {:.2} GB/s\n",
+            picture::rate(read, ns),
+            bounds.loopback_gb_s,
+            bounds.memcpy_gb_s
+        );
+        let direct: u64 = self
+            .consumers()
+            .iter()
+            .filter_map(|t| t.report.as_ref())
+            .map(|r| r.chunks_direct)
+            .sum();
+        let chunks: u64 = self
+            .consumers()
+            .iter()
+            .filter_map(|t| t.report.as_ref())
+            .map(|r| r.chunks)
+            .sum();
+        out +=
+            &format!("placed   {direct} of {chunks} chunks were read straight into their pages\n");
+        let (saturated, nan) = (total(|r| r.saturated), total(|r| r.nan));
+        out += &format!("values   {saturated} saturated, {nan} NaN\n");
+        out += &match checked {
+            0 => "digest   equal on every pair of ranks (elements not checked)".to_owned(),
+            n => format!(
+                "verified digests equal on every pair of ranks, {n} elements equal to the reference, no other byte touched"
+            ),
+        };
+        out
+    }
+
+    /// From the start to the outcome of the last consumer rank.
+    fn slowest_ns(&self) -> u64 {
+        self.consumers()
+            .iter()
+            .filter_map(|told| told.report.as_ref())
+            .map(|r| r.elapsed_ns)
+            .max()
+            .unwrap_or(0)
+    }
+
+    fn report(
+        &self,
+        agreed: &Arc<Agreed>,
+        traffic: &[PairTraffic],
+        bounds: &bounds::Bounds,
+        failure: Option<&Failure>,
+    ) -> Value {
+        let rank = |told: &Told| {
+            json!({
+                "name": told.name,
+                "report": told.report,
+                "elements_checked": told.checked.as_ref().map(|c| c.0),
+                "difference": told.checked.as_ref().and_then(|c| c.1.clone()),
+                "broken": told.broken,
+            })
+        };
+        let checked = !self.consumers().is_empty()
+            && self
+                .consumers()
+                .iter()
+                .all(|told| matches!(told.checked, Some((_, None))));
+        json!({
+            "outcome": if failure.is_some() { "failed" } else { "committed" },
+            "failure": failure.map(ToString::to_string),
+            "verified": failure.is_none() && checked,
+            "plan": plan::report(agreed, traffic),
+            "ranks": self.told.iter().map(rank).collect::<Vec<_>>(),
+            "elapsed_ns": self.slowest_ns(),
+            "wall_ns": self.took.map(|took| took.as_nanos() as u64),
+            "bounds": { "memcpy_gb_s": bounds.memcpy_gb_s, "loopback_gb_s": bounds.loopback_gb_s },
+        })
+    }
+}
+
+/// Dirty pages of a report, the first of each group in full.
+fn dirty_text(told: &Told, dirty: &[moai_fabric::collectives::transfer::DirtyPages]) -> String {
+    const MOST: usize = 16;
+    if !told.name.starts_with("consumer") {
+        return String::new();
+    }
+    if dirty.is_empty() {
+        return "; its pages are untouched".to_owned();
+    }
+    let mut out = String::new();
+    for group in dirty {
+        let list: Vec<_> = group
+            .pages
+            .iter()
+            .take(MOST)
+            .map(ToString::to_string)
+            .collect();
+        let more = group.pages.len().saturating_sub(MOST);
+        let more = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
+        let name = if group.group.is_empty() {
+            String::new()
+        } else {
+            format!(" of group {}", group.group)
+        };
+        out += &format!("; dirty pages{name}: {}{more}", list.join(", "));
+    }
+    out
+}
+
+fn bar(total: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::with_draw_target(Some(total), target()).with_style(style)
+}
+
+fn spinner(message: &'static str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, target());
+    bar.set_message(message);
+    bar
+}
+
+/// Progress is for people who watch: nothing is drawn into files and pipes.
+fn target() -> ProgressDrawTarget {
+    if std::io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    }
+}

@@ -1,0 +1,195 @@
+//! One rank of `moai run`: a process that owns one pool.
+
+use std::{
+    io::{BufRead, Write},
+    path::Path,
+    sync::{
+        Arc,
+        mpsc::{Receiver, channel},
+    },
+    time::{Duration, Instant},
+};
+
+use moai_fabric::{
+    Fabric, check,
+    collectives::execute::{Agreed, Pool},
+    config::{self, Config},
+    files,
+    synthetic::{self, Seeded},
+};
+
+use super::talk::{FromRank, ToRank};
+use crate::{
+    args::{self, Role},
+    convert,
+    failure::Failure,
+    inputs,
+};
+
+/// Lines of progress a second, at most.
+const PROGRESS_PAUSE: Duration = Duration::from_millis(40);
+
+pub(crate) fn rank(command: &args::Rank) -> Result<(), Failure> {
+    part(command).inspect_err(|failure| {
+        say(&FromRank::Broken {
+            why: failure.to_string(),
+        })
+    })
+}
+
+fn part(command: &args::Rank) -> Result<(), Failure> {
+    let mut config = Config::from_env()?;
+    config.insecure |= command.insecure;
+    if let Some(seconds) = command.deadline {
+        config.deadline = config::deadline(seconds).map_err(Failure::Input)?;
+    }
+    if let Some(rate) = command.max_rate {
+        config.max_bytes_per_second = Some(rate).filter(|&rate| rate > 0);
+    }
+    let paths = (command.producer.as_deref(), command.consumer.as_deref());
+    let sides = inputs::sides(paths.0, paths.1, command.tokens, command.seed)?;
+    let agreed = inputs::agree(sides, None)?;
+    let fabric = Fabric::new(config);
+    match command.role {
+        Role::Producer => produce(command, &fabric, &agreed),
+        Role::Consumer => consume(command, &fabric, &agreed),
+    }
+}
+
+fn produce(command: &args::Rank, fabric: &Fabric, agreed: &Arc<Agreed>) -> Result<(), Failure> {
+    let ear = Ear::open();
+    let pool = match &command.producer {
+        Some(path) => own_pool(path, &agreed.producer, command.rank)?,
+        None => synthetic::producer_pool(&agreed.producer, command.rank, command.seed)
+            .map_err(|error| Failure::Input(error.to_string()))?,
+    };
+    let server = fabric.listen()?;
+    say(&FromRank::Ready {
+        address: server.address(),
+    });
+    ear.hear()?;
+    let report = server.serve(agreed, command.rank, &pool, &mut progress());
+    say(&FromRank::Reported { report });
+    Ok(())
+}
+
+fn consume(command: &args::Rank, fabric: &Fabric, agreed: &Arc<Agreed>) -> Result<(), Failure> {
+    let ear = Ear::open();
+    let before = || -> Result<Pool, Failure> {
+        match &command.consumer {
+            Some(path) => own_pool(path, &agreed.consumer, command.rank),
+            None => synthetic::background(&agreed.consumer, command.rank, command.seed)
+                .map_err(|error| Failure::Input(error.to_string())),
+        }
+    };
+    let mut pool = before()?;
+    say(&FromRank::Ready { address: None });
+    let ToRank::Go { addresses } = ear.hear()? else {
+        return Err(Failure::Input(
+            "`moai run` said to write before to go".into(),
+        ));
+    };
+    let addresses = addresses.into_iter().collect();
+    let report = fabric.pull(agreed, command.rank, &mut pool, &addresses, &mut progress())?;
+    let committed = report.is_committed();
+    say(&FromRank::Reported { report });
+    if !committed {
+        return Ok(());
+    }
+    let mut difference = None;
+    if !command.no_check {
+        let seeded;
+        let files;
+        let pools;
+        let rows: &dyn check::SourceRows = match &command.producer {
+            None => {
+                seeded = Seeded::new(&agreed.producer, command.seed);
+                &seeded
+            }
+            Some(path) => {
+                pools = convert::pools(path, &agreed.producer)?;
+                files = check::PoolRows::new(&agreed.producer, &pools);
+                &files
+            }
+        };
+        let expected = check::expected(agreed, command.rank, before()?, rows);
+        difference = check::compare(agreed, command.rank, &pool, &expected).err();
+        let elements = check::elements(agreed, command.rank);
+        say(&FromRank::Checked {
+            elements,
+            difference: difference.as_ref().map(ToString::to_string),
+        });
+    }
+    // Nothing is written unless every rank has committed, which only `run` knows.
+    if let (Some(out), Some(path), None) = (&command.out, &command.consumer, difference)
+        && matches!(ear.hear(), Ok(ToRank::Write))
+    {
+        let shard = &agreed.consumer.ranks[command.rank as usize];
+        let file = files::pool_path(path, shard)?;
+        let name = file.file_name().unwrap_or(file.as_os_str());
+        files::write_pool(&out.join(name), shard, &pool)?;
+        say(&FromRank::Wrote);
+    }
+    Ok(())
+}
+
+fn own_pool(
+    description: &Path,
+    side: &moai_fabric::collectives::descriptor::Descriptor,
+    rank: u32,
+) -> Result<Pool, Failure> {
+    let shard = side
+        .ranks
+        .get(rank as usize)
+        .ok_or_else(|| Failure::Input(format!("there is no rank {rank}")))?;
+    Ok(files::read_pool(
+        &files::pool_path(description, shard)?,
+        shard,
+    )?)
+}
+
+/// Says a line. Whoever started this rank may be gone, which the deadline takes care of.
+fn say(line: &FromRank) {
+    if let Ok(text) = serde_json::to_string(line) {
+        let mut out = std::io::stdout().lock();
+        let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+    }
+}
+
+/// Lines from `run`. When it is gone, whatever the reason, this rank has nobody to tell its outcome to and
+/// ends with it: the other side's ranks see a lost peer.
+struct Ear {
+    lines: Receiver<String>,
+}
+
+impl Ear {
+    fn open() -> Self {
+        let (say, lines) = channel();
+        std::thread::spawn(move || {
+            for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+                if say.send(line).is_err() {
+                    return;
+                }
+            }
+            std::process::exit(4);
+        });
+        Self { lines }
+    }
+
+    fn hear(&self) -> Result<ToRank, Failure> {
+        let gone = |_| Failure::Transfer("`moai run` is gone".into());
+        let line = self.lines.recv().map_err(gone)?;
+        serde_json::from_str(&line)
+            .map_err(|error| Failure::Input(format!("`moai run` said no go: {error}")))
+    }
+}
+
+fn progress() -> impl FnMut(u64, u64) {
+    let mut last = Instant::now();
+    move |done, total| {
+        if last.elapsed() >= PROGRESS_PAUSE {
+            last = Instant::now();
+            say(&FromRank::Progress { done, total });
+        }
+    }
+}
