@@ -1,1 +1,31 @@
-//! Tests that need more than one crate; they are under `tests/`.
+//! Tests that need more than one crate.
+//!
+//! The Rust blocks of the book under `docs/src` are doc tests of this crate, so that they compile and run with
+//! `cargo test`; `tests/book.rs` looks after everything else in it.
+#![forbid(unsafe_code)]
+
+macro_rules! page {
+    ($($name:ident $file:literal)*) => {
+        $(
+            #[cfg(doctest)]
+            #[doc = include_str!(concat!("../../docs/src/", $file))]
+            #[derive(Debug)]
+            pub struct $name;
+        )*
+    };
+}
+
+page! {
+    Introduction "introduction.md"
+    QuickStart "quick-start.md"
+    Concepts "concepts.md"
+    Layout "layout.md"
+    Description "description.md"
+    Formats "formats.md"
+    Plans "plans.md"
+    Transfers "transfers.md"
+    CommandLine "command-line.md"
+    Configuration "configuration.md"
+    Limits "limits.md"
+    Tested "tested.md"
+}
