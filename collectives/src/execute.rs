@@ -14,7 +14,7 @@ use crate::{
     descriptor::Descriptor,
     digest::{DigestKey, RowAt},
     negotiate::{Agreement, Role},
-    plan::{Chunk, Pair},
+    plan::{Chunk, Pair, Step},
 };
 
 /// The memory of one rank, in the order in which its layouts number regions.
@@ -80,20 +80,6 @@ impl Runner {
         for step in &pair.steps {
             let span = &agreement.spans[step.span];
             let carriage = &agreement.carriages[step.span];
-            let paged = |who: Role| -> Option<Side> {
-                let (side, rank, component, first) = match who {
-                    Role::Producer => (producer, pair.source, span.source, span.source_first),
-                    Role::Consumer => (consumer, pair.target, span.target, span.target_first),
-                };
-                let rank = &side.ranks[rank as usize];
-                let described = &side.components[component];
-                Some(Side::Paged {
-                    codes: rank.layout(component)?.clone(),
-                    scales: described.scales.and_then(|s| rank.layout(s).cloned()),
-                    head: step.heads.start - rank.heads(component).start,
-                    unit: first / described.format.element.group_elements(),
-                })
-            };
             let exchange = match carriage.converts {
                 Role::Producer => &consumer.components[span.target].format,
                 Role::Consumer => &producer.components[span.source].format,
@@ -124,9 +110,7 @@ impl Runner {
                 step.heads.clone(),
                 other(carriage.converts),
             );
-            let Some(pages) = paged(role) else {
-                unreachable!("a rank holds the layers of its steps")
-            };
+            let pages = pages_of(&agreed, pair, step, role);
             let (program, back) = match role {
                 Role::Producer => (
                     Program::new(pages, rows(), heads, span.dim, own.any()),
@@ -381,6 +365,36 @@ fn other(role: Role) -> Role {
     }
 }
 
+/// One side's pages, as a program reads or writes them for a step.
+fn pages_of(agreed: &Agreed, pair: &Pair, step: &Step, role: Role) -> Side {
+    let span = &agreed.agreement.spans[step.span];
+    let (side, rank, component, first) = match role {
+        Role::Producer => (
+            &agreed.producer,
+            pair.source,
+            span.source,
+            span.source_first,
+        ),
+        Role::Consumer => (
+            &agreed.consumer,
+            pair.target,
+            span.target,
+            span.target_first,
+        ),
+    };
+    let rank = &side.ranks[rank as usize];
+    let described = &side.components[component];
+    let codes = rank
+        .layout(component)
+        .expect("a rank holds the layers of its steps");
+    Side::Paged {
+        codes: codes.clone(),
+        scales: described.scales.and_then(|s| rank.layout(s).cloned()),
+        head: step.heads.start - rank.heads(component).start,
+        unit: first / described.format.element.group_elements(),
+    }
+}
+
 fn dense() -> Place<'static> {
     Place {
         layer: 0,
@@ -434,22 +448,9 @@ pub fn convert(agreed: &Agreed, sources: &[Pool], targets: &mut [Pool]) -> Count
             let layer = step.layers[chunk.layer as usize].layer;
             let conversions = agreement.whole_conversions(step.span, layer, step.heads.clone());
             let program = programs[chunk.step as usize].get_or_insert_with(|| {
-                let side = |side: &Descriptor, rank: u32, component: usize, first: u32| {
-                    let rank = &side.ranks[rank as usize];
-                    let described = &side.components[component];
-                    Side::Paged {
-                        codes: rank
-                            .layout(component)
-                            .expect("a rank holds the layers of its steps")
-                            .clone(),
-                        scales: described.scales.and_then(|s| rank.layout(s).cloned()),
-                        head: step.heads.start - rank.heads(component).start,
-                        unit: first / described.format.element.group_elements(),
-                    }
-                };
                 Program::new(
-                    side(producer, pair.source, span.source, span.source_first),
-                    side(consumer, pair.target, span.target, span.target_first),
+                    pages_of(agreed, pair, step, Role::Producer),
+                    pages_of(agreed, pair, step, Role::Consumer),
                     step.heads.end - step.heads.start,
                     span.dim,
                     conversions.any(),
