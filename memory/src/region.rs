@@ -40,11 +40,18 @@ pub enum RegionError {
 ///
 /// The length never changes, so an offset that was checked once stays in bounds.
 pub struct Region {
-    bytes: Box<[u8]>,
+    allocation: Box<[u8]>,
+    /// Where the region starts in its allocation.
+    start: usize,
+    len: usize,
 }
 
+/// Memory of our own starts at a multiple of this, a page, as engines' tensors do: rows that start with a cache line
+/// can be stored in whole lines.
+const ALIGNMENT: usize = 4096;
+
 impl Region {
-    /// Zero-filled host memory. Pages are taken from the system only when they are first touched.
+    /// Zero-filled host memory that starts with a page. Pages are taken from the system only when they are first touched.
     ///
     /// # Errors
     ///
@@ -54,16 +61,22 @@ impl Region {
             bytes,
             kind: MemoryKind::Host,
         };
-        let Ok(len) = usize::try_from(bytes) else {
+        let room = usize::try_from(bytes)
+            .ok()
+            .and_then(|len| len.checked_add(ALIGNMENT - 1));
+        let Some(room) = room else {
             return Err(refused);
         };
         // `try_reserve` turns an absurd size into an error where `vec![0; n]` would abort; only a
         // size that passed is then allocated zeroed, which is what keeps untouched pages free.
-        if Vec::<u8>::new().try_reserve_exact(len).is_err() {
+        if Vec::<u8>::new().try_reserve_exact(room).is_err() {
             return Err(refused);
         }
+        let allocation = vec![0; room].into_boxed_slice();
         Ok(Self {
-            bytes: vec![0; len].into_boxed_slice(),
+            start: allocation.as_ptr().align_offset(ALIGNMENT),
+            allocation,
+            len: bytes as usize,
         })
     }
 
@@ -71,7 +84,9 @@ impl Region {
     #[must_use]
     pub fn from_host(bytes: Vec<u8>) -> Self {
         Self {
-            bytes: bytes.into_boxed_slice(),
+            start: 0,
+            len: bytes.len(),
+            allocation: bytes.into_boxed_slice(),
         }
     }
 
@@ -84,25 +99,25 @@ impl Region {
     /// Length in bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.bytes.len() as u64
+        self.len as u64
     }
 
     /// Whether the region holds no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.len == 0
     }
 
     /// The bytes, for memory that this process can load from.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {
-        &self.bytes
+        &self.allocation[self.start..][..self.len]
     }
 
     /// The bytes, for memory that this process can store to.
     #[must_use]
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        &mut self.bytes
+        &mut self.allocation[self.start..][..self.len]
     }
 }
 
@@ -123,6 +138,7 @@ mod tests {
     fn zeroed_regions_hold_zeros_and_keep_their_length() {
         let region = Region::host_zeroed(4097).unwrap();
         assert_eq!(region.len(), 4097);
+        assert!(region.as_slice().as_ptr().addr().is_multiple_of(ALIGNMENT));
         assert!(region.as_slice().iter().all(|&b| b == 0));
     }
 
