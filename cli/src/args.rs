@@ -20,6 +20,8 @@ pub(crate) enum Command {
     Convert(Convert),
     /// Say who would send what to whom, or why the two sides do not fit.
     Plan(Plan),
+    /// Turn rows of one format into rows of another.
+    Codec(Codec),
     /// Say what this build and this machine can do.
     Info(Info),
     /// One rank of `run`; started by it.
@@ -95,11 +97,73 @@ pub(crate) struct Plan {
     pub(crate) json: Option<PathBuf>,
 }
 
+/// Files hold rows one after another, little-endian, without a header. What a format keeps apart from its codes
+/// (scales) is read from IN.scale and written to OUT.scale.
+///
+/// A format is an element, then what there is of .rule, @scale and +rotation: bf16, mxfp4.floor, fp8_ds_mla.pow2,
+/// int8@token_head, q8_0+hadamard64. `moai info --layouts` lists the elements and their rules.
+#[derive(Args, Debug)]
+pub(crate) struct Codec {
+    /// Format of IN.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) from: String,
+    /// Format of OUT.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) to: String,
+    /// What an 8-bit float becomes beyond its greatest number.
+    #[arg(long, default_value = "sat")]
+    pub(crate) overflow: Overflow,
+    /// Constant scale of the side that is not a wide float: value = code × scale.
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true,
+          conflicts_with_all = ["from_scale", "to_scale"])]
+    pub(crate) scale: Option<f32>,
+    /// Constant scale of IN.
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
+    pub(crate) from_scale: Option<f32>,
+    /// Constant scale of OUT.
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
+    pub(crate) to_scale: Option<f32>,
+    /// Elements of a row; the shortest that both formats can have, where its length means nothing.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub(crate) dim: Option<u32>,
+    /// Pairing of rotary elements on both sides, as half:interleaved.
+    #[arg(long, value_name = "FROM:TO")]
+    pub(crate) rope: Option<String>,
+    /// First rotary element.
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "rope")]
+    pub(crate) rope_offset: u32,
+    /// Rotary elements; all from the first on unless given.
+    #[arg(long, value_name = "N", requires = "rope")]
+    pub(crate) rope_dims: Option<u32>,
+    /// Rows to read.
+    #[arg(value_name = "IN")]
+    pub(crate) input: PathBuf,
+    /// Where rows are written.
+    #[arg(value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// Write a report.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Overflow {
+    /// The greatest number, Inf included (CUDA's SATFINITE).
+    Sat,
+    /// NaN, or Inf where there is one (CUDA's NOSAT).
+    Nosat,
+    /// The greatest number, but Inf becomes NaN (HIP on gfx94x).
+    Satfinite,
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct Info {
     /// List the named layouts and the elements, too.
     #[arg(long)]
     pub(crate) layouts: bool,
+    /// Draw the named layouts into this folder.
+    #[arg(long, value_name = "DIR", requires = "layouts")]
+    pub(crate) svg: Option<PathBuf>,
     /// Write it.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,

@@ -2,7 +2,7 @@
 //!
 //! What cannot be found out is said to be unknown; nothing here fails.
 
-use std::{fs, thread};
+use std::{collections::BTreeMap, fs, thread};
 
 use moai_fabric::{
     collectives::limits as collectives,
@@ -115,10 +115,18 @@ pub(crate) struct Layouts {
 pub(crate) struct ElementInfo {
     /// Exact name.
     pub(crate) name: &'static str,
-    /// Elements in an indivisible group.
+    /// What it is.
+    pub(crate) what: &'static str,
+    /// Elements in a group that is placed whole; 0 where it is the row.
     pub(crate) group_elements: u32,
     /// Bytes of a group.
     pub(crate) group_bytes: u32,
+    /// Bytes that a row of 4608 elements keeps apart from its codes.
+    pub(crate) kept_apart_of_4608: u32,
+    /// By what rules a writer may pick scales; the first is what it does unless told.
+    pub(crate) rules: Vec<&'static str>,
+    /// Whether it can be written.
+    pub(crate) writable: bool,
 }
 
 /// A named layout.
@@ -126,10 +134,46 @@ pub(crate) struct ElementInfo {
 pub(crate) struct PresetInfo {
     /// Its name.
     pub(crate) name: &'static str,
-    /// Component and layout text.
-    pub(crate) components: Vec<(&'static str, &'static str)>,
+    /// What the cache consists of.
+    pub(crate) components: Vec<ComponentInfo>,
     /// Where it was read.
     pub(crate) source: &'static str,
+}
+
+/// A component of a named layout.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct ComponentInfo {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// The axes.
+    pub(crate) layout: &'static str,
+    /// Bytes from the start of the region; a formula.
+    pub(crate) offset: &'static str,
+    /// Strides by word, where they are not dense; formulas.
+    pub(crate) strides: BTreeMap<&'static str, &'static str>,
+    /// The set of regions that holds it.
+    pub(crate) pool: &'static str,
+    /// What a row holds, where the layout says so.
+    pub(crate) row: &'static str,
+}
+
+impl ComponentInfo {
+    /// What the text leaves open, in words.
+    fn more(&self) -> Vec<String> {
+        let mut more: Vec<String> = Vec::new();
+        if self.offset != "0" {
+            more.push(format!("from {}", self.offset));
+        }
+        let strides = self.strides.iter();
+        more.extend(strides.map(|(word, formula)| format!("{word} by {formula}")));
+        if self.pool != "kv" {
+            more.push(format!("in pool {}", self.pool));
+        }
+        if !self.row.is_empty() {
+            more.push(format!("a row: {}", self.row));
+        }
+        more
+    }
 }
 
 /// What this build and this machine can do.
@@ -233,24 +277,30 @@ pub(crate) fn print(info: &Info) -> String {
     }
     if let Some(layouts) = &info.layouts {
         let row = |e: &ElementInfo| {
-            let (n, size) = (e.group_elements, e.group_bytes);
-            let what = match (n, size) {
-                (1, 1) => "1 byte an element".to_owned(),
-                (1, size) => format!("{size} bytes an element"),
-                _ => format!("{size} bytes for {n} elements, scales included"),
+            // One rule is no choice.
+            let rules = match &e.rules[..] {
+                [] | [_] => String::new(),
+                rules => format!("; .{}", rules.join(" .")),
             };
+            let what = format!("{}{rules}", e.what);
             [e.name.into(), String::new(), what]
         };
         section("elements", layouts.elements.iter().map(row).collect());
-        let rows = layouts.presets.iter().flat_map(|preset| {
-            let first = |i: usize| if i == 0 { preset.name } else { "" };
-            preset
-                .components
-                .iter()
-                .enumerate()
-                .map(move |(i, (name, text))| [first(i).into(), (*name).into(), (*text).into()])
-        });
-        section("layouts", rows.collect());
+        out += "\nlayouts\n";
+        for preset in &layouts.presets {
+            out += &format!("  {}\n", preset.name);
+            for one in &preset.components {
+                let mut lines = vec![format!("{:15}{}", one.name, one.layout)];
+                let more = one.more();
+                lines.extend(more.iter().map(|text| format!("{:15}{text}", "")));
+                for line in lines.iter().flat_map(|line| wrap(line, 74, 17)) {
+                    out += &format!("    {line}\n");
+                }
+            }
+            for line in wrap(preset.source, 74, 0) {
+                out += &format!("    {line}\n");
+            }
+        }
     }
     out
 }
@@ -547,18 +597,31 @@ fn limits() -> Vec<Limit> {
 }
 
 fn list_layouts() -> Layouts {
-    let element = |element: &Element| ElementInfo {
+    // What follows from the length of the row is 0 in a row of none.
+    let element = |element: Element| ElementInfo {
         name: element.name(),
-        group_elements: element.group_elements(),
-        group_bytes: element.group_bytes(),
+        what: element.scheme().what,
+        group_elements: element.unit(0).elements,
+        group_bytes: element.unit(0).bytes,
+        kept_apart_of_4608: element.params(4608).map_or(0, |params| params.bytes()),
+        rules: element.scheme().rules().collect(),
+        writable: element.writes(),
+    };
+    let component = |one: &presets::Component| ComponentInfo {
+        name: one.name,
+        layout: one.text,
+        offset: one.offset,
+        strides: one.strides.iter().copied().collect(),
+        pool: one.pool,
+        row: one.row,
     };
     let preset = |preset: &presets::Preset| PresetInfo {
         name: preset.name,
-        components: preset.components.to_vec(),
+        components: preset.components.iter().map(component).collect(),
         source: preset.source,
     };
     Layouts {
-        elements: Element::ALL.iter().map(element).collect(),
+        elements: Element::all().map(element).collect(),
         presets: presets::ALL.iter().map(preset).collect(),
     }
 }
@@ -599,6 +662,8 @@ mod tests {
             "CHUNK_BYTES",
             "fp8_ds_mla",
             "vllm/rocm_paged_8bit",
+            "key            [layer] page head slot dim",
+            "vLLM 0.20 FlashAttention: (2, B, N, H, D)",
         ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
@@ -609,5 +674,12 @@ mod tests {
         let json = serde_json::to_value(&info).unwrap();
         assert_eq!(json["transports"][0]["name"], "tcp");
         assert_eq!(json["layouts"]["elements"][2]["group_bytes"], 2);
+        let presets = json["layouts"]["presets"].as_array().unwrap();
+        let indexer = presets.iter().find(|p| p["name"] == "vllm/dsv32_indexer");
+        let scale = &indexer.unwrap()["components"][1];
+        assert_eq!(scale["layout"], "[layer] page slot dim");
+        assert_eq!(scale["offset"], "slots*indexer");
+        assert_eq!(scale["strides"]["page"], "slots*(indexer + indexer.scale)");
+        assert_eq!(presets.len(), presets::ALL.len());
     }
 }

@@ -6,6 +6,7 @@
 
 mod args;
 mod bounds;
+mod codec;
 mod convert;
 mod failure;
 mod info;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::Run(command) => run::run(&command),
         Command::Convert(command) => convert::convert(&command),
         Command::Plan(command) => plan::plan(&command),
+        Command::Codec(command) => codec::codec(&command),
         Command::Info(command) => info_command(&command),
         // `run` tells of its ranks' failures.
         Command::Rank(command) => {
@@ -72,5 +74,14 @@ fn info_command(command: &args::Info) -> Result<(), Failure> {
         .collect();
     let info = info::collect(command.layouts, &variables);
     failure::show(info::print(&info))?;
+    if let Some(folder) = &command.svg {
+        let failed = |error: std::io::Error| {
+            Failure::Input(format!("cannot write to {}: {error}", folder.display()))
+        };
+        std::fs::create_dir_all(folder).map_err(failed)?;
+        for (file, document) in svg::gallery() {
+            std::fs::write(folder.join(file), document).map_err(failed)?;
+        }
+    }
     failure::write_json(command.json.as_deref(), &info)
 }

@@ -188,7 +188,28 @@ pub(crate) fn change(source: &Component, target: &Component, carriage: &Carriage
         _ if from == to && !carriage.unchanged => text += ", rescaled",
         _ => {}
     }
+    // A rotation that a description gives stands in the format, one that an element brings does not.
+    let own = |c: &Component| c.format.rotated(c.dim) != c.format.rotation;
+    let (a, b) = (
+        source.format.rotated(source.dim),
+        target.format.rotated(target.dim),
+    );
+    if a != b && (own(source) || own(target)) {
+        text += &format!(", rotation {a} → {b}");
+    }
+    // Any other rule stands in the format.
+    if let (Some(rule), 0, false) = (writes_by(target), target.format.rule, carriage.unchanged) {
+        text += &format!(", scale rule {rule}");
+    }
     text
+}
+
+/// The rule by which a writer picks scales, if there is a choice.
+pub(crate) fn writes_by(target: &Component) -> Option<&'static str> {
+    let rules = || target.format.element.scheme().rules();
+    rules()
+        .nth(target.format.rule)
+        .filter(|_| rules().count() > 1)
 }
 
 /// Text of a description without what would drive a terminal, or be no text.
@@ -580,6 +601,95 @@ translation
          and placed by the consumer
 ";
         assert_eq!(text, expected);
+    }
+
+    /// One rank with keys and values of 8 heads in pages of 16, and what they keep apart behind them.
+    fn apart(format: &Value, dim: u32, params: Option<(u32, &str)>) -> Descriptor {
+        let component = |name: &str, dim: u32, pool: &str, format: &Value| {
+            json!({ "name": name, "heads": 8, "dim": dim, "pool": pool, "format": format,
+                    "layout": "[layer] page slot head dim" })
+        };
+        let mut components = vec![component("key", dim, "k", format)];
+        if let Some((dim, element)) = params {
+            components.push(component(
+                "key.scale",
+                dim,
+                "s",
+                &json!({ "element": element }),
+            ));
+        }
+        let text = json!({
+            "version": 1, "model": { "layers": 2 }, "parallel": {}, "page_slots": 16,
+            "components": components, "request": { "tokens": 64 },
+            "ranks": [{ "rank": 0, "pages": 4, "request_pages": [3, 1, 0, 2] }],
+        });
+        Descriptor::from_json(&text.to_string()).unwrap()
+    }
+
+    #[test]
+    fn rules_and_rotations_are_said_and_bytes_count_what_rows_keep_apart() {
+        let nvfp4 = json!({
+            "element": "nvfp4", "scale_rule": "unclamped", "rotation": { "hadamard": 32 },
+            "scale": { "granularity": "tensor", "values": 0.5 },
+        });
+        let int4 = json!({ "element": "int4_per_token_head" });
+        let mxfp4 = json!({ "element": "mxfp4" });
+        let bf16 = json!({ "element": "bf16" });
+        let rows = 8 * 64 * 2;
+        for (source, of_source, target, of_target, bytes, says) in [
+            (
+                &nvfp4,
+                Some((4, "e4m3fn")),
+                &bf16,
+                None,
+                [36, 36, 128],
+                "nvfp4.unclamped@tensor+hadamard32 → bf16",
+            ),
+            (
+                &bf16,
+                None,
+                &nvfp4,
+                Some((4, "e4m3fn")),
+                [128, 36, 36],
+                "bf16 → nvfp4.unclamped@tensor+hadamard32 by the producer:",
+            ),
+            (
+                &int4,
+                Some((1, "f32")),
+                &mxfp4,
+                Some((2, "e8m0")),
+                [36, 34, 34],
+                "int4_per_token_head → mxfp4, rotation signed hadamard → none, scale rule rceil by the producer:",
+            ),
+            (
+                &mxfp4,
+                Some((2, "e8m0")),
+                &mxfp4,
+                Some((2, "e8m0")),
+                [34, 34, 34],
+                "mxfp4: bytes are carried unchanged",
+            ),
+        ] {
+            let (agreed, traffic) =
+                agree([apart(source, 64, of_source), apart(target, 64, of_target)]);
+            let text = matrix(&agreed, &traffic, false)
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" ");
+            assert!(text.contains(says), "{text}");
+            let [pair] = &traffic[..] else {
+                panic!("{traffic:?}")
+            };
+            let found = [pair.bytes_read, pair.bytes_wire, pair.bytes_written];
+            assert_eq!(found, bytes.map(|row| row * rows), "{says}");
+            // Of each layer and page, the codes of all heads are a run, and what is apart from them is another.
+            let runs = |params: Option<(u32, &str)>| 2 * 4 * (1 + u64::from(params.is_some()));
+            assert_eq!(
+                [pair.source_runs, pair.target_runs],
+                [runs(of_source), runs(of_target)],
+                "{says}"
+            );
+        }
     }
 
     #[test]

@@ -101,10 +101,15 @@ pub(crate) fn report(agreed: &Agreed, traffic: &[PairTraffic]) -> Value {
     let spans = agreement.spans.iter().zip(&agreement.carriages);
     let carried: Vec<Value> = spans
         .map(|(span, carriage)| {
+            let source = &agreed.producer.components[span.source];
+            let target = &agreed.consumer.components[span.target];
             json!({
                 "component": span.name,
                 "source_format": carriage.source_format,
                 "target_format": carriage.target_format,
+                "source_rotation": source.format.rotated(source.dim).to_string(),
+                "target_rotation": target.format.rotated(target.dim).to_string(),
+                "scale_rule": picture::writes_by(target).filter(|_| !carriage.unchanged),
                 "row_bytes_read": carriage.row_bytes[0],
                 "row_bytes_wire": carriage.row_bytes[1],
                 "row_bytes_written": carriage.row_bytes[2],

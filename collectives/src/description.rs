@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use moai_translate::layout::Placed;
 use serde::{Deserialize, Serialize};
 
 /// One side: an engine instance with all of its ranks.
@@ -188,9 +189,9 @@ pub struct Format {
     /// Scale outside of the element.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale: Option<Scale>,
-    /// How a writer of records picks their scales.
+    /// By which of the element's rules a writer picks scales, as `pow2`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub scale_rule: Option<ScaleRule>,
+    pub scale_rule: Option<String>,
     /// Rotation applied after RoPE.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<Rotation>,
@@ -240,17 +241,6 @@ pub enum Values {
     Heads(Vec<Vec<f64>>),
 }
 
-/// How a writer of records picks their scales.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(clippy::exhaustive_enums, reason = "mirrors version 1 of the document")]
-pub enum ScaleRule {
-    /// max(amax / 448, least normal), vLLM's.
-    Raw,
-    /// The next power of two, FlashMLA's.
-    Pow2,
-}
-
 /// Rotation applied to rows after RoPE.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -260,6 +250,18 @@ pub enum Rotation {
     None,
     /// Orthonormal Hadamard blocks of this size.
     Hadamard(u32),
+    /// vLLM's randomized Hadamard transform.
+    Signed,
+}
+
+impl From<Rotation> for moai_translate::rotation::Rotation {
+    fn from(rotation: Rotation) -> Self {
+        match rotation {
+            Rotation::None => Self::None,
+            Rotation::Hadamard(n) => Self::Hadamard(n),
+            Rotation::Signed => Self::Signed,
+        }
+    }
 }
 
 /// Rotary part of a row.
@@ -299,6 +301,20 @@ pub enum Layout {
     Text(String),
     /// With an offset, and strides where they are not dense.
     Strided(StridedLayout),
+}
+
+impl From<Placed> for Layout {
+    fn from(placed: Placed) -> Self {
+        let text = placed.notation.to_string();
+        if placed.offset_bytes == 0 && placed.strides_bytes.is_empty() {
+            return Self::Text(text);
+        }
+        Self::Strided(StridedLayout {
+            text,
+            offset_bytes: placed.offset_bytes,
+            strides_bytes: placed.strides_bytes,
+        })
+    }
 }
 
 /// A layout with an offset and strides.

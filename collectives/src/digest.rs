@@ -7,26 +7,29 @@
 //! # The hash of a row
 //!
 //! A row is its coordinates (layer, component, head, token) and its bytes in the agreed exchange format,
-//! in canonical dim order, followed by its row scale if it has one. With w₀, w₁, … its 32-bit
-//! little-endian words (the last padded with zeros) and Kᵢ odd 64-bit constants drawn from the key,
+//! in canonical dim order, followed by its parameters if it has any. With w₀, w₁, … its 32-bit
+//! little-endian words (the last of either padded with zeros) and Kᵢ non-zero 32-bit constants drawn from the key,
 //!
 //! ```text
 //! h = Σ Kᵢ·wᵢ mod 2^64          row = mix(h + mix(key + coordinates))
 //! ```
 //!
-//! Since every Kᵢ is odd, any change confined to one 32-bit word changes h for certain; `mix` is a
-//! bijection, so it changes the row and the sum for certain. Other changes go unnoticed with a
-//! probability of about 2^-32 or less for keys an adversary does not know. The digest guards against
-//! accidents, not against a peer that lies: that is what authentication is for.
+//! A change confined to one 32-bit word changes one product by Kᵢ·δ, which is not zero and less than 2^64 in size,
+//! so it changes h for certain; `mix` is a bijection, so it changes the row and the sum for certain. Other
+//! changes go unnoticed with a probability of about 2^-31 or less for keys an adversary does not know: whatever the
+//! other words do, at most one value of a constant in front of a changed word makes up for it. The digest guards
+//! against accidents, not against a peer that lies: that is what authentication is for.
 //!
 //! The inner sum is multilinear hashing (Lemire and Kaser, "Strongly universal string hashing is
 //! fast", 2014); `mix` is the finalizer of SplitMix64 (Steele, Lea and Flood, 2014).
+
+use moai_translate::{cpu::Multilinear, layout::RowOrder};
 
 /// Key and constants of one transfer's digest.
 #[derive(Clone, Debug)]
 pub struct DigestKey {
     key: u64,
-    words: Vec<u64>,
+    constants: Multilinear,
 }
 
 /// Where a row stands in the model, whoever holds it.
@@ -43,6 +46,25 @@ pub struct RowAt {
     pub token: u32,
 }
 
+/// Where dense rows stand in the model.
+#[derive(Clone, Copy, Debug)]
+#[allow(
+    clippy::exhaustive_structs,
+    reason = "a first row, and two loops from there"
+)]
+pub struct RowsAt {
+    /// The first row.
+    pub first: RowAt,
+    /// How heads and tokens are nested.
+    pub order: RowOrder,
+    /// Heads, one after another.
+    pub heads: u32,
+    /// Tokens.
+    pub tokens: u32,
+    /// From each token to the next.
+    pub token_step: u32,
+}
+
 /// The finalizer of SplitMix64: a bijection of 64 bits.
 #[must_use]
 pub fn mix(mut x: u64) -> u64 {
@@ -55,62 +77,78 @@ pub fn mix(mut x: u64) -> u64 {
 const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
 
 impl DigestKey {
-    /// Constants for rows of up to `row_bytes` bytes.
+    /// Constants for rows of up to `row_bytes` bytes, parameters included.
     #[must_use]
     pub fn new(key: u64, row_bytes: usize) -> Self {
+        // One more, as both parts may be padded.
         let words = row_bytes.div_ceil(4) as u64 + 1;
+        let constant =
+            |i: u64| ((mix(key.wrapping_add(i.wrapping_mul(GAMMA))) >> 32) as u32).max(1);
         Self {
             key,
-            words: (1..=words)
-                .map(|i| mix(key.wrapping_add(i.wrapping_mul(GAMMA))) | 1)
-                .collect(),
+            constants: Multilinear::new((1..=words).map(constant).collect()),
         }
     }
 
-    /// The hash of one row; `scale` holds the four bytes of its row scale, or nothing.
+    /// The hash of one row; `params` holds what it keeps apart from its codes, or nothing.
     ///
     /// # Panics
     ///
     /// If the row is longer than the key was made for.
     #[must_use]
-    pub fn row(&self, at: RowAt, row: &[u8], scale: &[u8]) -> u64 {
-        let (whole, rest) = row.as_chunks::<4>();
-        let mut sum = self.sum(whole);
-        let mut next = whole.len();
-        if !rest.is_empty() {
-            let mut last = [0; 4];
-            last[..rest.len()].copy_from_slice(rest);
-            sum = sum
-                .wrapping_add(self.words[next].wrapping_mul(u64::from(u32::from_le_bytes(last))));
-            next += 1;
+    pub fn row(&self, at: RowAt, row: &[u8], params: &[u8]) -> u64 {
+        let mut sum = self.constants.sum(0, row);
+        if !params.is_empty() {
+            sum = sum.wrapping_add(self.constants.sum(row.len().div_ceil(4), params));
         }
-        if let Ok(scale) = <[u8; 4]>::try_from(scale) {
-            sum = sum
-                .wrapping_add(self.words[next].wrapping_mul(u64::from(u32::from_le_bytes(scale))));
-        }
-        let place = u64::from(at.layer) << 32 | u64::from(at.component);
+        let place = self.place(at.layer, at.component);
         let spot = u64::from(at.head) << 32 | u64::from(at.token);
-        let at = mix(mix(self.key ^ place).wrapping_add(spot));
-        mix(sum.wrapping_add(at))
+        mix(sum.wrapping_add(mix(place.wrapping_add(spot))))
     }
 
-    /// Eight sums side by side, so that the compiler can keep them in vector registers.
-    fn sum(&self, words: &[[u8; 4]]) -> u64 {
-        let constants = &self.words[..words.len()];
-        let mut lanes = [0_u64; 8];
-        let (blocks, rest) = words.as_chunks::<8>();
-        let (block_constants, rest_constants) = constants.as_chunks::<8>();
-        for (block, constants) in blocks.iter().zip(block_constants) {
-            for ((lane, word), constant) in lanes.iter_mut().zip(block).zip(constants) {
-                *lane =
-                    lane.wrapping_add(constant.wrapping_mul(u64::from(u32::from_le_bytes(*word))));
+    fn place(&self, layer: u32, component: u32) -> u64 {
+        mix(self.key ^ (u64::from(layer) << 32 | u64::from(component)))
+    }
+
+    /// The sum of the hashes of dense rows: all codes, and all parameters if rows have any.
+    ///
+    /// # Panics
+    ///
+    /// If a row is longer than the key was made for, or there are no rows.
+    #[must_use]
+    pub fn rows(&self, at: RowsAt, codes: &[u8], params: &[u8]) -> u64 {
+        let count = at.heads as usize * at.tokens as usize;
+        let (row_bytes, params_bytes) = (codes.len() / count, params.len() / count);
+        let place = self.place(at.first.layer, at.first.component);
+        let (head, token) = (u64::from(at.first.head), u64::from(at.first.token));
+        let (head_step, token_step) = (1 << 32, u64::from(at.token_step));
+        let (inner, inner_step, outer_step) = match at.order {
+            RowOrder::TokenHead => (at.heads, head_step, token_step),
+            RowOrder::HeadToken => (at.tokens, token_step, head_step),
+        };
+        // Sums of many rows at a time, then their hashes: neither waits for the other.
+        let mut sums = [0_u64; 64];
+        let (mut total, mut row, mut turn, mut start) = (0_u64, 0, 0, head << 32 | token);
+        let mut spot = start;
+        for codes in codes.chunks(row_bytes * sums.len()) {
+            let sums = &mut sums[..codes.len() / row_bytes];
+            self.constants.sums(codes, row_bytes, sums);
+            for sum in sums {
+                if params_bytes > 0 {
+                    let params = &params[row * params_bytes..][..params_bytes];
+                    *sum = sum.wrapping_add(self.constants.sum(row_bytes.div_ceil(4), params));
+                }
+                total = total.wrapping_add(mix(sum.wrapping_add(mix(place.wrapping_add(spot)))));
+                row += 1;
+                turn += 1;
+                spot += inner_step;
+                if turn == inner {
+                    start += outer_step;
+                    (turn, spot) = (0, start);
+                }
             }
         }
-        for (word, constant) in rest.iter().zip(rest_constants) {
-            lanes[0] =
-                lanes[0].wrapping_add(constant.wrapping_mul(u64::from(u32::from_le_bytes(*word))));
-        }
-        lanes.iter().fold(0, |sum, &lane| sum.wrapping_add(lane))
+        total
     }
 }
 
@@ -168,6 +206,41 @@ mod tests {
     }
 
     #[test]
+    fn rows_together_are_rows_one_by_one() {
+        for (bytes, params_bytes) in [(256, 0), (70, 4), (64, 3), (1152, 16)] {
+            let key = DigestKey::new(11, bytes + params_bytes);
+            let (heads, tokens, token_step) = (5_u32, 17_u32, 3);
+            let count = (heads * tokens) as usize;
+            let (codes, params) = (row(1, count * bytes), row(2, count * params_bytes));
+            for order in [RowOrder::TokenHead, RowOrder::HeadToken] {
+                let at = RowsAt {
+                    first: AT,
+                    order,
+                    heads,
+                    tokens,
+                    token_step,
+                };
+                let mut sum = 0_u64;
+                for i in 0..count as u32 {
+                    let (token, head) = match order {
+                        RowOrder::TokenHead => (i / heads, i % heads),
+                        RowOrder::HeadToken => (i % tokens, i / tokens),
+                    };
+                    let at = RowAt {
+                        head: AT.head + head,
+                        token: AT.token + token * token_step,
+                        ..AT
+                    };
+                    let i = i as usize;
+                    let params = &params[i * params_bytes..][..params_bytes];
+                    sum = sum.wrapping_add(key.row(at, &codes[i * bytes..][..bytes], params));
+                }
+                assert_eq!(key.rows(at, &codes, &params), sum);
+            }
+        }
+    }
+
+    #[test]
     fn the_sum_is_the_one_that_is_written_down() {
         let bytes = row(9, 70);
         let key = DigestKey::new(42, 70);
@@ -179,7 +252,8 @@ mod tests {
                 | u64::from(word[1]) << 8
                 | u64::from(word[2]) << 16
                 | u64::from(word[3]) << 24;
-            let constant = mix(42_u64.wrapping_add((i as u64 + 1).wrapping_mul(GAMMA))) | 1;
+            let constant =
+                (mix(42_u64.wrapping_add((i as u64 + 1).wrapping_mul(GAMMA))) >> 32).max(1);
             h = h.wrapping_add(constant.wrapping_mul(word));
         }
         let at = mix(mix(42 ^ (3 << 32 | 1)).wrapping_add(7 << 32 | 510));

@@ -8,11 +8,12 @@ use moai_translate::{
     format::Counts,
     layout::{Address, RowOrder},
     program::{Conversions, Place, Program, Progression, Side},
+    scheme::Params,
 };
 
 use crate::{
     descriptor::Descriptor,
-    digest::{DigestKey, RowAt},
+    digest::{DigestKey, RowAt, RowsAt},
     negotiate::{Agreement, Role},
     plan::{Chunk, Pair, Step},
 };
@@ -35,13 +36,16 @@ pub struct Agreed {
     pub agreement: Agreement,
 }
 
-/// Rows of a chunk on the wire: all codes, then (if rows have scales) all scales, heads and tokens
+/// Rows of a chunk on the wire: all codes, then (if rows keep some apart) all params, heads and tokens
 /// nested as the consumer nests them.
 #[derive(Clone, Copy, Debug)]
 struct Wire {
     order: RowOrder,
     unit_bytes: u32,
-    scales: bool,
+    /// Bytes of each unit of params; 0 where rows keep nothing apart.
+    params_unit_bytes: u32,
+    /// Bytes of all params of a row.
+    params_bytes: u32,
 }
 
 /// One rank's part in a pair: the programs of each of its steps, compiled once.
@@ -53,7 +57,6 @@ pub struct Runner {
     chunks: Vec<Chunk>,
     steps: Vec<Prepared>,
     conversions: HashMap<(u32, u32), Conversions>,
-    scratch: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -90,16 +93,17 @@ impl Runner {
                     RowOrder::TokenHead,
                     moai_translate::layout::Layout::row_order,
                 );
-            let scales = exchange.scale == crate::descriptor::Scale::TokenHead;
+            let params = exchange.params(span.dim);
             let wire = Wire {
                 order,
-                unit_bytes: exchange.element.group_bytes(),
-                scales,
+                unit_bytes: exchange.element.unit(span.dim).bytes,
+                params_unit_bytes: params.map_or(0, |p| p.unit_bytes),
+                params_bytes: params.map_or(0, Params::bytes),
             };
             let rows = || Side::Rows {
                 order,
                 unit_bytes: wire.unit_bytes,
-                scales,
+                params_unit_bytes: wire.params_unit_bytes,
             };
             let heads = step.heads.end - step.heads.start;
             let layer = step.layers[0].layer;
@@ -129,7 +133,7 @@ impl Runner {
                     )
                 }
             };
-            let code_bytes = carriage.row_bytes[1] as usize - if scales { 4 } else { 0 };
+            let code_bytes = carriage.row_bytes[1] as usize - wire.params_bytes as usize;
             steps.push(Prepared {
                 wire,
                 program,
@@ -144,7 +148,6 @@ impl Runner {
             chunks,
             steps,
             conversions: HashMap::new(),
-            scratch: Vec::new(),
         }
     }
 
@@ -262,38 +265,61 @@ impl Runner {
             .paged_runs(chunk.tokens.count, place)
     }
 
+    /// Fills `out` with a chunk's rows, and digests them in the same pass.
+    ///
+    /// # Panics
+    ///
+    /// As [`gather`](Self::gather), and if the key was made for shorter rows.
+    pub fn gather_digested(
+        &mut self,
+        index: usize,
+        pool: &[Region],
+        out: &mut [u8],
+        key: &DigestKey,
+    ) -> (Counts, u64) {
+        assert_eq!(
+            out.len(),
+            self.chunks[index].bytes as usize,
+            "the buffer is the chunk's"
+        );
+        let chunk = self.chunks[index];
+        let conversions = self.conversions_of(&chunk);
+        let agreed = Arc::clone(&self.agreed);
+        let from = source_place(&agreed, &self.pair, &chunk);
+        let mut sum = Sum::of(&self.pair, &chunk, key);
+        let program = &mut self.steps[chunk.step as usize].program;
+        let counts = program.run_observed(
+            &conversions,
+            chunk.tokens.count,
+            from,
+            dense(),
+            pool,
+            out,
+            &mut |rows| {
+                sum.add(
+                    rows.order,
+                    [rows.head, rows.token],
+                    [rows.heads, rows.tokens],
+                    rows.codes,
+                    rows.params,
+                )
+            },
+        );
+        (counts, sum.sum)
+    }
+
     /// The digest of a chunk as it goes over the wire.
     #[must_use]
     pub fn digest(&self, index: usize, rows: &[u8], key: &DigestKey) -> u64 {
         let chunk = &self.chunks[index];
         let prepared = &self.steps[chunk.step as usize];
-        let step = &self.pair.steps[chunk.step as usize];
-        let layer = step.layers[chunk.layer as usize].layer;
-        let heads = step.heads.end - step.heads.start;
-        let (n, bytes) = (chunk.tokens.count, prepared.code_bytes);
-        let count = heads as usize * n as usize;
-        let (codes, scales) = rows.split_at(count * bytes);
-        let mut sum = 0_u64;
-        for (i, row) in codes.chunks_exact(bytes).enumerate() {
-            let i = i as u32;
-            let (token, head) = match prepared.wire.order {
-                RowOrder::TokenHead => (i / heads, i % heads),
-                RowOrder::HeadToken => (i % n, i / n),
-            };
-            let at = RowAt {
-                layer,
-                component: step.span as u32,
-                head: step.heads.start + head,
-                token: chunk.tokens.token + token * chunk.tokens.step,
-            };
-            let scale = if prepared.wire.scales {
-                &scales[i as usize * 4..][..4]
-            } else {
-                &[]
-            };
-            sum = sum.wrapping_add(key.row(at, row, scale));
-        }
-        sum
+        let heads = &self.pair.steps[chunk.step as usize].heads;
+        let (heads, tokens) = (heads.end - heads.start, chunk.tokens.count);
+        let count = heads as usize * tokens as usize;
+        let (codes, params) = rows.split_at(count * prepared.code_bytes);
+        let mut sum = Sum::of(&self.pair, chunk, key);
+        sum.add(prepared.wire.order, [0, 0], [heads, tokens], codes, params);
+        sum.sum
     }
 
     /// The digest of what a consumer's pages hold for a chunk; `None` where the pages hold another format
@@ -304,26 +330,23 @@ impl Runner {
         let step = &self.pair.steps[chunk.step as usize];
         let converts = agreed.agreement.carriages[step.span].converts;
         let layer = step.layers[chunk.layer as usize].layer;
-        let carried =
-            agreed
-                .agreement
-                .conversions(step.span, layer, step.heads.clone(), other(converts));
         let at = target_place(&agreed, &self.pair, &chunk);
-        let mut scratch = std::mem::take(&mut self.scratch);
-        scratch.resize(chunk.bytes as usize, 0);
-        let digest = self.steps[chunk.step as usize].back.as_mut().map(|back| {
-            back.run(
-                &carried,
-                chunk.tokens.count,
-                at,
-                dense(),
-                pool,
-                &mut scratch[..],
-            );
+        let mut sum = Sum::of(&self.pair, &chunk, key);
+        let back = self.steps[chunk.step as usize].back.as_mut()?;
+        let heads = step.heads.clone();
+        let carried = agreed
+            .agreement
+            .conversions(step.span, layer, heads, other(converts));
+        back.observe(&carried, chunk.tokens.count, at, pool, &mut |rows| {
+            sum.add(
+                rows.order,
+                [rows.head, rows.token],
+                [rows.heads, rows.tokens],
+                rows.codes,
+                rows.params,
+            )
         });
-        let digest = digest.map(|()| self.digest(index, &scratch, key));
-        self.scratch = scratch;
-        digest
+        Some(sum.sum)
     }
 
     /// Pages of the consumer that a chunk writes to, as (group, page).
@@ -358,6 +381,54 @@ impl Runner {
     }
 }
 
+/// The digest of a chunk, as far as its rows were met.
+struct Sum<'a> {
+    key: &'a DigestKey,
+    chunk: Chunk,
+    layer: u32,
+    component: u32,
+    first_head: u32,
+    sum: u64,
+}
+
+impl<'a> Sum<'a> {
+    fn of(pair: &Pair, chunk: &Chunk, key: &'a DigestKey) -> Self {
+        let step = &pair.steps[chunk.step as usize];
+        Self {
+            key,
+            chunk: *chunk,
+            layer: step.layers[chunk.layer as usize].layer,
+            component: step.span as u32,
+            first_head: step.heads.start,
+            sum: 0,
+        }
+    }
+
+    /// Adds rows of the chunk, from its `[head, token]` on.
+    fn add(
+        &mut self,
+        order: RowOrder,
+        [head, token]: [u32; 2],
+        [heads, tokens]: [u32; 2],
+        codes: &[u8],
+        params: &[u8],
+    ) {
+        let at = RowsAt {
+            first: RowAt {
+                layer: self.layer,
+                component: self.component,
+                head: self.first_head + head,
+                token: self.chunk.tokens.token + token * self.chunk.tokens.step,
+            },
+            order,
+            heads,
+            tokens,
+            token_step: self.chunk.tokens.step,
+        };
+        self.sum = self.sum.wrapping_add(self.key.rows(at, codes, params));
+    }
+}
+
 fn other(role: Role) -> Role {
     match role {
         Role::Producer => Role::Consumer,
@@ -389,9 +460,10 @@ fn pages_of(agreed: &Agreed, pair: &Pair, step: &Step, role: Role) -> Side {
         .expect("a rank holds the layers of its steps");
     Side::Paged {
         codes: codes.clone(),
-        scales: described.scales.and_then(|s| rank.layout(s).cloned()),
+        params: described.scales.and_then(|s| rank.layout(s).cloned()),
         head: step.heads.start - rank.heads(component).start,
-        unit: first / described.format.element.group_elements(),
+        unit: first / described.format.element.unit(described.dim).elements,
+        params_unit: described.format.element.params_from(first, described.dim),
     }
 }
 
@@ -421,6 +493,9 @@ fn target_place<'a>(agreed: &'a Agreed, pair: &Pair, chunk: &Chunk) -> Place<'a>
     }
 }
 
+/// Bytes of target pools that are not found in an L2 afterwards.
+const LARGE: u64 = 4 << 20;
+
 /// Converts a whole cache in one process, without a wire.
 ///
 /// `sources` and `targets` are the pools of all ranks. Returns what was saturated or was NaN.
@@ -435,6 +510,9 @@ pub fn convert(agreed: &Agreed, sources: &[Pool], targets: &mut [Pool]) -> Count
         agreement,
     } = agreed;
     let mut counts = Counts::default();
+    // Chunks fit a cache, the cache as a whole need not.
+    let bytes: u64 = targets.iter().flatten().map(Region::len).sum();
+    let streaming_from = if bytes >= LARGE { 0 } else { u64::MAX };
     for pair in &agreement.pairs {
         let (source, target) = (
             &sources[pair.source as usize],
@@ -455,6 +533,7 @@ pub fn convert(agreed: &Agreed, sources: &[Pool], targets: &mut [Pool]) -> Count
                     span.dim,
                     conversions.any(),
                 )
+                .with_streaming_from(streaming_from)
             });
             let from = source_place(agreed, pair, chunk);
             let to = target_place(agreed, pair, chunk);

@@ -13,13 +13,13 @@ use std::{
 
 use moai_translate::{
     convert::Conversion,
-    format::{Pairing, Rope, RowFormat, RowScale},
+    format::{FormatError, Pairing, Rope, RowFormat, RowScale},
     program::Conversions,
+    rotation::Rotation,
 };
 use sha2::{Digest, Sha256};
 
 use crate::{
-    description::Rotation,
     descriptor::{Component, Descriptor, Scale},
     limits,
     plan::{self, Pair, Span},
@@ -537,42 +537,31 @@ fn carriage(
     );
     let field = |name: &str| format!("components.{}.{name}", b.name);
     let before = obstacles.list.len();
-    if a.format.rotation != b.format.rotation {
-        let say = |rotation: Rotation| match rotation {
-            Rotation::None => "none".to_owned(),
-            Rotation::Hadamard(n) => format!("hadamard {n}"),
+    let cut = |first: u32, component: &Component| {
+        let rotation = component.format.rotated(component.dim);
+        let n = rotation.block(component.dim);
+        // The size of signed blocks follows from the row's.
+        let whole = rotation != Rotation::Signed || span.dim == component.dim;
+        let fits = first.is_multiple_of(n) && span.dim.is_multiple_of(n) && whole;
+        (!fits).then(|| {
+            format!(
+                "dims {first}..{} of {rotation} over {}",
+                first + span.dim,
+                component.dim
+            )
+        })
+    };
+    let cuts = (cut(span.source_first, a), cut(span.target_first, b));
+    if cuts != (None, None) {
+        let whole = |cut: Option<String>, component: &Component| {
+            cut.unwrap_or_else(|| format!("whole blocks of {}", component.name))
         };
         obstacles.add(
             field("format.rotation"),
-            say(a.format.rotation),
-            say(b.format.rotation),
-            "no codec turns rotations into one another yet; use the same rotation on both sides",
+            whole(cuts.0, a),
+            whole(cuts.1, b),
+            "a piece cuts a rotated block; describe it whole on both sides",
         );
-    }
-    if let (Rotation::Hadamard(n), true) =
-        (a.format.rotation, a.format.rotation == b.format.rotation)
-    {
-        let cut = |first: u32, component: &Component| {
-            (!first.is_multiple_of(n) || !span.dim.is_multiple_of(n)).then(|| {
-                format!(
-                    "dims {first}..{} of hadamard {n} over {}",
-                    first + span.dim,
-                    component.dim
-                )
-            })
-        };
-        let cuts = (cut(span.source_first, a), cut(span.target_first, b));
-        if cuts != (None, None) {
-            let whole = |cut: Option<String>, component: &Component| {
-                cut.unwrap_or_else(|| format!("whole blocks of {}", component.name))
-            };
-            obstacles.add(
-                field("format.rotation"),
-                whole(cuts.0, a),
-                whole(cuts.1, b),
-                "a piece cuts a rotated block; describe it whole on both sides",
-            );
-        }
     }
     let ropes = match ropes(a, b, span) {
         Ok(ropes) => Some(ropes),
@@ -594,7 +583,7 @@ fn carriage(
                 format!("give the {role}'s effective scales"),
             );
         }
-        let group = component.format.element.group_elements();
+        let group = component.format.element.group_elements(component.dim);
         let first = if role == Role::Producer {
             span.source_first
         } else {
@@ -646,18 +635,16 @@ fn carriage(
         RowScale::Constant(scale) => scale.to_bits(),
         _ => 0,
     };
-    let mut compiled = |carried: bool,
-                        from: RowFormat,
-                        to: RowFormat|
-     -> Result<Arc<Conversion>, moai_translate::format::FormatError> {
-        match kept.entry((carried, constant(&from), constant(&to))) {
-            Entry::Occupied(entry) => Ok(Arc::clone(entry.get())),
-            Entry::Vacant(entry) => {
-                let conversion = Arc::new(Conversion::new(from, to, span.dim)?);
-                Ok(Arc::clone(entry.insert(conversion)))
+    let mut compiled =
+        |carried: bool, from: RowFormat, to: RowFormat| -> Result<Arc<Conversion>, FormatError> {
+            match kept.entry((carried, constant(&from), constant(&to))) {
+                Entry::Occupied(entry) => Ok(Arc::clone(entry.get())),
+                Entry::Vacant(entry) => {
+                    let conversion = Arc::new(Conversion::new(from, to, span.dim)?);
+                    Ok(Arc::clone(entry.insert(conversion)))
+                }
             }
-        }
-    };
+        };
     for layer in 0..producer.layers {
         let mut by = ByLayer {
             whole: Vec::new(),
@@ -674,6 +661,15 @@ fn carriage(
                     by.formats.push((from, to));
                 }
                 Err(error) => {
+                    if let FormatError::RopeSplitsGroup { .. } = error {
+                        obstacles.add(
+                            field("rope"),
+                            say_rope(a.rope),
+                            say_rope(b.rope),
+                            error.to_string(),
+                        );
+                        return None;
+                    }
                     obstacles.add(
                         field("format"),
                         a.format.to_string(),
@@ -759,20 +755,23 @@ fn carriage(
 
 type Ropes = (Option<Rope>, Option<Rope>);
 
-/// The rotary part within a span, on both sides; none where there is nothing to permute.
-fn ropes(
-    a: &Component,
-    b: &Component,
-    span: &Span,
-) -> Result<Ropes, (String, String, &'static str)> {
-    let say = |rope: Option<Rope>| match rope {
+fn say_rope(rope: Option<Rope>) -> String {
+    match rope {
         None => "not stated".to_owned(),
         Some(r) => format!(
             "{:?} pairing of {} dims from {}",
             r.pairing, r.dims, r.offset
         )
         .to_lowercase(),
-    };
+    }
+}
+
+/// The rotary part within a span, on both sides; none where there is nothing to permute.
+fn ropes(
+    a: &Component,
+    b: &Component,
+    span: &Span,
+) -> Result<Ropes, (String, String, &'static str)> {
     let within = |rope: Option<Rope>, first: u32| -> Result<Option<Rope>, ()> {
         let Some(rope) = rope else { return Ok(None) };
         let (start, end) = (rope.offset, rope.offset + rope.dims);
@@ -787,7 +786,7 @@ fn ropes(
             Err(())
         }
     };
-    let words = || (say(a.rope), say(b.rope));
+    let words = || (say_rope(a.rope), say_rope(b.rope));
     let (Ok(x), Ok(y)) = (
         within(a.rope, span.source_first),
         within(b.rope, span.target_first),
@@ -824,17 +823,7 @@ fn ropes(
             ))
         }
         (Some(p), Some(q)) if p.pairing == q.pairing => Ok((None, None)),
-        (Some(p), Some(q)) => {
-            if a.format.rotation != Rotation::None {
-                let (p, q) = words();
-                return Err((
-                    p,
-                    q,
-                    "rotated rows cannot be paired anew; use the same pairing on both sides",
-                ));
-            }
-            Ok((Some(p), Some(q)))
-        }
+        (Some(p), Some(q)) => Ok((Some(p), Some(q))),
         _ => {
             let (p, q) = words();
             Err((

@@ -4,6 +4,7 @@
 //! and is small, must be carried as an enumeration of its rows says.
 
 #[path = "support/naive.rs"]
+#[allow(dead_code, reason = "nothing is drawn here")]
 mod naive;
 #[path = "../../translate/tests/support/rng.rs"]
 mod rng;

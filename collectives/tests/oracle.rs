@@ -14,7 +14,7 @@ use moai_collectives::{
     negotiate::{Role, negotiate},
 };
 use moai_memory::Region;
-use moai_translate::format::Counts;
+use moai_translate::{element::Element, format::Counts};
 use serde_json::Value;
 use support::{
     generate::{self, Options},
@@ -271,7 +271,13 @@ fn check_runners(case: &Case) {
         let (from, to) = (pair.source as usize, pair.target as usize);
         for index in 0..send.chunks().len() {
             let mut wire = vec![0xA5; send.chunks()[index].bytes as usize];
-            counts += send.gather(index, &sources[from], &mut wire);
+            let mut again = vec![0; wire.len()];
+            let found = send.gather(index, &sources[from], &mut again);
+            let (gathered, digest) = send.gather_digested(index, &sources[from], &mut wire, &key);
+            assert_eq!(gathered, found, "{}", case.text);
+            assert!(again == wire, "digesting changes rows\n{}", case.text);
+            assert_eq!(digest, send.digest(index, &wire, &key), "{}", case.text);
+            counts += gathered;
             counts += receive.scatter(index, &wire, &mut scattered[to]);
             let sent = send.digest(index, &wire, &key);
             sum = sum.wrapping_add(sent);
@@ -385,15 +391,19 @@ fn digests_do_not_depend_on_how_either_side_lays_its_cache_out() {
 /// A generator that stopped drawing something would let every test above pass.
 #[test]
 fn the_generator_draws_what_it_is_for() {
-    let mut seen = BTreeMap::new();
-    for seed in 0..600 {
+    let mut seen: BTreeMap<&str, u32> = BTreeMap::new();
+    let elements: Vec<String> = Element::all().map(|e| format!("\"{e}\"")).collect();
+    for seed in 0..1000 {
         let mut rng = Rng::new(seed);
         let model = generate::model(&mut rng, Options::ALL);
         for which in [0, 1] {
             let doc = generate::side(&mut rng, &model, which);
             let text = doc.to_string();
             for feature in FEATURES {
-                *seen.entry(*feature).or_insert(0) += u32::from(text.contains(feature));
+                *seen.entry(feature).or_insert(0) += u32::from(text.contains(feature));
+            }
+            for element in &elements {
+                *seen.entry(element).or_insert(0) += u32::from(text.contains(element));
             }
             let mut pools = BTreeMap::new();
             for component in doc["components"].as_array().unwrap() {
@@ -437,15 +447,9 @@ const FEATURES: &[&str] = &[
     "half",
     "interleaved",
     "hadamard",
-    "\"f32\"",
-    "\"f16\"",
-    "bf16",
-    "e4m3fn\"",
-    "e4m3fnuz",
-    "e5m2",
-    "int8",
-    "q8_0",
-    "fp8_ds_mla",
+    ".scale",
+    "slot/4 dim slot%4",
+    "signed",
     "pow2",
     "\"tensor\"",
     "\"granularity\":\"head\"",

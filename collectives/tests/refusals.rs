@@ -204,13 +204,13 @@ fn bad_layouts_are_refused_with_their_position() {
         ),
         (
             "/components/0/layout",
-            json!({ "text": "[layer] page slot head part dim", "offset_bytes": u64::MAX }),
+            json!({ "text": "[layer] page slot head part dim", "offset_bytes": u64::MAX - 1 }),
             at,
             &["more than 9223372036854775807"],
         ),
         (
             "/components/0/layout",
-            json!("[layer] page{9223372036854775807} slot head part dim"),
+            json!("[layer] page{9223372036854775806} slot head part dim"),
             at,
             &["more than"],
         ),
@@ -612,19 +612,25 @@ fn scales_that_are_no_scales_are_refused() {
         })
     };
     read(&scaled(&|_| {}));
-    let at = "components[0].format.scale";
-    refused(
-        &scaled(&|scales| {
-            scales["format"]["scale"] = json!({ "granularity": "tensor", "values": 2.0 })
-        }),
-        at,
-        &["key.scale", "neither a scale"],
-    );
-    refused(
-        &scaled(&|scales| scales["of"] = json!({ "component": "other", "dims": [0, 1] })),
-        at,
-        &["key.scale", "`of`"],
-    );
+    let lies = &["\"key.scale\"", "\"key\"", "as they lie: leave it out"];
+    for (name, value) in [
+        (
+            "/format/scale",
+            json!({ "granularity": "tensor", "values": 2.0 }),
+        ),
+        ("/format/rotation", json!({ "hadamard": 1 })),
+        ("/rope", json!({ "pairing": "half", "dims": 2 })),
+        ("/of", json!({ "component": "other", "dims": [0, 1] })),
+    ] {
+        let (parent, field) = name.rsplit_once('/').unwrap();
+        let doc = scaled(&|scales| scales.pointer_mut(parent).unwrap()[field] = value.clone());
+        // A rotary part does not fit a scale to begin with.
+        let at = format!("components[2].{}", name[1..].replace('/', "."));
+        if field == "rope" {
+            continue;
+        }
+        refused(&doc, &at, lies);
+    }
     let typed = changed(|doc| {
         doc["components"][0]["format"]["scale"] =
             json!({ "granularity": "tensor", "type": "f16", "values": 1.0 });
@@ -677,7 +683,9 @@ fn one(producer: &Value, consumer: &Value, field: &str, a: &str, b: &str) {
 fn every_obstacle_is_listed_at_once_with_both_values() {
     let producer = changed(|doc| {
         doc["model"]["digest"] = json!("aaaa");
-        doc["components"][0]["format"]["rotation"] = json!({ "hadamard": 8 });
+        doc["components"][0]["format"] =
+            json!({ "element": "e4m3fn", "scale": { "granularity": "tensor" } });
+        doc["components"][1]["format"] = json!({ "element": "e4m3fn" });
     });
     let consumer = changed(|doc| {
         doc["model"]["digest"] = json!("bbbb");
@@ -698,7 +706,7 @@ fn every_obstacle_is_listed_at_once_with_both_values() {
     };
     has("model.digest", "aaaa", "bbbb");
     has("request.tokens", "20", "21");
-    has("components.key.format.rotation", "hadamard 8", "none");
+    has("components.key.format.scale.values", "no values", "bf16");
     has("components.key.rope", "8 dims", "4 dims");
     has("components.value.heads", "4", "2");
     assert_eq!(found.len(), 5, "{found:#?}");
@@ -899,27 +907,15 @@ fn ropes_that_do_not_meet_are_refused() {
         found.iter().any(|o| o.field.ends_with(".format.rotation")),
         "{found:#?}"
     );
-    // Rotated rows neither.
+    // Whole rows are turned, and paired anew between turns.
     let rotated = |pairing: &str| {
         changed(|doc| {
             doc["components"][0]["format"]["rotation"] = json!({ "hadamard": 8 });
             doc["components"][0]["rope"]["pairing"] = json!(pairing);
         })
     };
-    one(
-        &rotated("half"),
-        &rotated("interleaved"),
-        at,
-        "half",
-        "interleaved",
-    );
-    one(
-        &rotated("half"),
-        &good(),
-        "components.key.format.rotation",
-        "hadamard 8",
-        "none",
-    );
+    negotiate(&read(&rotated("half")), &read(&rotated("interleaved"))).unwrap();
+    negotiate(&read(&rotated("half")), &read(&good())).unwrap();
 }
 
 #[test]
@@ -1150,7 +1146,7 @@ fn a_component_without_a_group_overlaps_one_that_has_one() {
 }
 
 #[test]
-fn an_element_without_a_codec_is_an_obstacle_unless_its_bytes_are_carried() {
+fn an_element_that_is_only_read_is_an_obstacle_unless_its_bytes_are_carried() {
     let with = |element: &str| {
         changed(|doc| {
             for component in doc["components"].as_array_mut().unwrap() {
@@ -1160,20 +1156,19 @@ fn an_element_without_a_codec_is_an_obstacle_unless_its_bytes_are_carried() {
             }
         })
     };
-    let blocks = read(&with("q4_0"));
+    let blocks = read(&with("iq4_nl"));
     assert!(negotiate(&blocks, &blocks).is_ok());
-    for (a, b) in [("q4_0", "bf16"), ("bf16", "q4_0")] {
-        let found = obstacles(&with(a), &with(b));
-        assert_eq!(found.len(), 2, "{found:?}");
-        assert_eq!(
-            (found[0].producer.as_str(), found[0].consumer.as_str()),
-            (a, b)
-        );
-        assert!(
-            found[0].resolve.contains("no codec reads or writes q4_0"),
-            "{found:?}"
-        );
-    }
+    assert!(negotiate(&blocks, &read(&with("bf16"))).is_ok());
+    let found = obstacles(&with("bf16"), &with("iq4_nl"));
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(
+        (found[0].producer.as_str(), found[0].consumer.as_str()),
+        ("bf16", "iq4_nl")
+    );
+    assert!(
+        found[0].resolve.contains("iq4_nl can be read, not written"),
+        "{found:?}"
+    );
 }
 
 #[test]
@@ -1210,4 +1205,467 @@ fn requests_and_sides_too_large_to_list_are_refused() {
         doc["parallel"] = json!({ "tp": 1, "cp": 300, "cp_unit": "token" });
     });
     refused(&dealt, "parallel.cp", &["300", "256"]);
+}
+
+/// A document whose keys and values are rows of `dim` in `format`, each in a pool of its own, with what they keep
+/// apart in pools of their own, too.
+fn rows(dim: u32, format: Value, apart: Option<(u32, &str)>) -> Value {
+    changed(|doc| {
+        let mut components = Vec::new();
+        for name in ["key", "value"] {
+            components.push(json!({
+                "name": name, "heads": 4, "dim": dim, "pool": name, "format": format,
+                "layout": "[layer] page slot head dim",
+            }));
+        }
+        if let Some((dim, element)) = apart {
+            for name in ["key", "value"] {
+                components.push(json!({
+                    "name": format!("{name}.scale"), "heads": 4, "dim": dim, "pool": format!("{name}s"),
+                    "format": { "element": element }, "layout": "[layer] page slot head dim",
+                }));
+            }
+        }
+        doc["components"] = json!(components);
+    })
+}
+
+fn element(name: &str) -> Value {
+    json!({ "element": name })
+}
+
+#[test]
+fn dims_that_no_element_can_code_are_refused() {
+    let at = "components[0].dim";
+    for (name, dim, apart, says) in [
+        ("int4", 7, None, &["7", "int4", "groups of 2"][..]),
+        (
+            "nvfp4",
+            24,
+            Some((1, "e4m3fn")),
+            &["24", "nvfp4", "groups of 16"],
+        ),
+        ("mxfp8_e4m3", 48, Some((1, "e8m0")), &["48", "groups of 32"]),
+        (
+            "turbomind_int4",
+            12,
+            Some((2, "f16")),
+            &["12", "groups of 8"],
+        ),
+        ("lmdeploy_int4", 9, Some((2, "f16")), &["9", "groups of 2"]),
+        ("fp8_ds_mla", 512, None, &["512", "groups of 576"]),
+        (
+            "dsv4_fp8",
+            576,
+            Some((8, "e8m0")),
+            &["576", "groups of 512"],
+        ),
+        (
+            "turboquant_k4_nc",
+            96,
+            Some((1, "f16")),
+            &["96", "64, 128, 256"],
+        ),
+        (
+            "int4_per_token_head",
+            512,
+            Some((1, "f32")),
+            &["512", "signed hadamard", "256"],
+        ),
+    ] {
+        refused(&rows(dim, element(name), apart), at, says);
+    }
+    for (name, dim, apart) in [
+        ("int4", 8, None),
+        ("nvfp4", 32, Some((2, "e4m3fn"))),
+        ("turboquant_k4_nc", 64, Some((1, "f16"))),
+        ("int4_per_token_head", 768, Some((1, "f32"))),
+        ("dsv4_fp8", 1024, Some((16, "e8m0"))),
+    ] {
+        read(&rows(dim, element(name), apart));
+    }
+}
+
+#[test]
+fn scales_apart_that_are_not_what_the_element_keeps_are_refused() {
+    let good = rows(64, element("nvfp4"), Some((4, "e4m3fn")));
+    assert!(negotiate(&read(&good), &read(&good)).is_ok());
+    let at = "components[0].format.scale";
+    refused(
+        &rows(64, element("nvfp4"), None),
+        at,
+        &["\"key.scale\"", "4 heads", "dim 4", "e4m3fn"],
+    );
+    let edit = |pointer: &str, value: Value| {
+        let mut doc = good.clone();
+        let (parent, name) = pointer.rsplit_once('/').unwrap();
+        doc.pointer_mut(parent).unwrap()[name] = value;
+        doc
+    };
+    refused(
+        &edit("/components/2/dim", json!(8)),
+        "components[2].dim",
+        &["8", "rows of 64 in nvfp4 keep 4"],
+    );
+    refused(
+        &edit("/components/2/heads", json!(2)),
+        "components[2].heads",
+        &["2", "\"key\"", "4"],
+    );
+    for wrong in ["e8m0", "f16", "uint8"] {
+        refused(
+            &edit("/components/2/format/element", json!(wrong)),
+            "components[2].format.element",
+            &[wrong, "nvfp4", "e4m3fn"],
+        );
+    }
+    // Where another element's are.
+    for (name, dim, apart) in [
+        ("mxfp4", 64, (2, "e8m0")),
+        ("sglang_fp4_mx_block16", 64, (4, "e8m0")),
+        ("dsv41_fp4", 64, (4, "e4m3fn")),
+        ("lmdeploy_int8_bf16", 64, (2, "bf16")),
+        ("turbomind_int4", 64, (2, "f16")),
+        ("dsv32_indexer", 128, (1, "f32")),
+        ("dsv4_fp8", 512, (8, "e8m0")),
+        ("turboquant_k3_nc", 128, (1, "f16")),
+    ] {
+        read(&rows(dim, element(name), Some(apart)));
+        let wrong = if apart.1 == "f32" { "f16" } else { "f32" };
+        refused(
+            &rows(dim, element(name), Some((apart.0, wrong))),
+            "components[2].format.element",
+            &[wrong, name, apart.1],
+        );
+        refused(
+            &rows(dim, element(name), Some((apart.0 + 1, apart.1))),
+            "components[2].dim",
+            &[&(apart.0 + 1).to_string(), name, &apart.0.to_string()],
+        );
+    }
+    // An element that keeps nothing apart has no such component.
+    refused(
+        &rows(64, element("q8_0"), Some((2, "f16"))),
+        at,
+        &["\"key.scale\"", "q8_0", "keeps none apart"],
+    );
+    let grouped = {
+        let mut doc = grouped(["a", "b"], [Some("a"), Some("b")]);
+        let apart = rows(64, element("nvfp4"), Some((4, "e4m3fn")));
+        doc["components"] = apart["components"].clone();
+        doc["components"][0]["group"] = json!("a");
+        doc["components"][2]["group"] = json!("b");
+        doc
+    };
+    refused(
+        &grouped,
+        "components[2].group",
+        &["\"b\"", "\"key\"", "\"a\""],
+    );
+}
+
+#[test]
+fn params_that_lie_on_codes_are_refused() {
+    let one_pool = |offset: u64, page: u64| {
+        let mut doc = rows(64, element("nvfp4"), Some((4, "e4m3fn")));
+        for component in doc["components"].as_array_mut().unwrap() {
+            component["pool"] = json!("kv");
+        }
+        let mut place = |c: usize, text: &str, offset: u64| {
+            doc["components"][c]["layout"] = json!({
+                "text": text, "offset_bytes": offset, "strides_bytes": { "page": page },
+            });
+        };
+        // Two heads a rank of 16 slots: 1024 bytes of codes, 128 of scales, twice.
+        place(0, "[layer] page head slot dim", 0);
+        place(2, "[layer] page head slot dim", offset);
+        place(1, "[layer] page head slot dim", 1152);
+        place(3, "[layer] page head slot/4 dim slot%4", 2176);
+        doc
+    };
+    read(&one_pool(1024, 2304));
+    refused(
+        &one_pool(1023, 2304),
+        "components[2].layout",
+        &["\"key.scale\" overlaps \"key\"", "\"kv\""],
+    );
+    refused(
+        &one_pool(1025, 2304),
+        "components[2].layout",
+        &["\"key.scale\" overlaps \"value\""],
+    );
+    // The last page's scales would lie in the next page.
+    refused(
+        &one_pool(1024, 2303),
+        "components[3].layout",
+        &["\"value.scale\" overlaps \"key\""],
+    );
+}
+
+#[test]
+fn constants_are_checked_and_belong_to_elements_that_take_one() {
+    let nvfp4 = |values: Value| {
+        let format =
+            json!({ "element": "nvfp4", "scale": { "granularity": "tensor", "values": values } });
+        rows(64, format, Some((4, "e4m3fn")))
+    };
+    read(&nvfp4(json!([0.5, 2.0])));
+    let at = "components[0].format.scale.values";
+    refused(&nvfp4(json!(0.0)), at, &["0", "positive"]);
+    refused(&nvfp4(json!(-0.25)), at, &["-0.25", "positive"]);
+    let given = |name: &str, dim: u32, granularity: &str, apart| {
+        let format = json!({ "element": name, "scale": { "granularity": granularity } });
+        rows(dim, format, apart)
+    };
+    let at = "components[0].format.scale";
+    refused(
+        &given("q8_0", 64, "tensor", None),
+        at,
+        &["q8_0", "leave it out"],
+    );
+    refused(
+        &given("mxfp4", 64, "token_head", Some((2, "e8m0"))),
+        at,
+        &["mxfp4", "leave it out"],
+    );
+    refused(
+        &given("nvfp4", 64, "token_head", Some((4, "e4m3fn"))),
+        at,
+        &["nvfp4", "token_head", "a tensor or head scale it would"],
+    );
+}
+
+#[test]
+fn rules_and_rotations_that_an_element_does_not_have_are_refused() {
+    let with = |name: &str, dim: u32, apart, field: &str, value: Value| {
+        let mut format = element(name);
+        format[field] = value;
+        rows(dim, format, apart)
+    };
+    let scales = Some((2, "e8m0"));
+    let rule = "components[0].format.scale_rule";
+    refused(
+        &with("mxfp4", 64, scales, "scale_rule", json!("rce1l")),
+        rule,
+        &["mxfp4", "\"rce1l\"", "rceil, floor, even"],
+    );
+    refused(
+        &with("bf16", 64, None, "scale_rule", json!("pow2")),
+        rule,
+        &["bf16", "\"pow2\"", "none"],
+    );
+    read(&with("mxfp4", 64, scales, "scale_rule", json!("floor")));
+    let rotation = "components[0].format.rotation";
+    refused(
+        &with("q8_0", 96, None, "rotation", json!({ "hadamard": 64 })),
+        rotation,
+        &["hadamard 64", "dim 96", "32"],
+    );
+    refused(
+        &with("bf16", 512, None, "rotation", json!("signed")),
+        rotation,
+        &["signed", "512", "256"],
+    );
+    refused(
+        &with(
+            "turboquant_k4_nc",
+            64,
+            Some((1, "f16")),
+            "rotation",
+            json!({ "hadamard": 64 }),
+        ),
+        rotation,
+        &["hadamard 64", "turboquant_k4_nc", "leave it out"],
+    );
+    refused(
+        &with(
+            "int4_per_token_head",
+            64,
+            Some((1, "f32")),
+            "rotation",
+            json!("signed"),
+        ),
+        rotation,
+        &["int4_per_token_head", "brings its own"],
+    );
+}
+
+/// KIVI's keys share scales along tokens, one channel at a time.
+#[test]
+fn keys_that_are_grouped_along_tokens_are_refused() {
+    let at = "components[0].format.element";
+    for name in ["kivi_4bit", "kivi_2bit"] {
+        let mut doc = rows(64, element(name), Some((4, "f16")));
+        refused(&doc, at, &[name, "along tokens", "\"key\"", "bf16"]);
+        doc["components"][0]["format"] = element("f16");
+        doc["components"].as_array_mut().unwrap().remove(2);
+        read(&doc);
+        doc["components"][1]["rope"] = json!({ "pairing": "half", "dims": 64 });
+        refused(&doc, "components[1].format.element", &[name, "\"value\""]);
+    }
+}
+
+/// The same blocks with another order of pairs would have to be quantized a second time.
+#[test]
+fn pairs_are_not_moved_across_scale_groups() {
+    let paired = |name: &str, apart, pairing: &str, other: bool| {
+        let mut doc = rows(64, element(name), apart);
+        if other {
+            doc["components"][0]["format"] = bf16();
+        }
+        doc["components"][0]["rope"] = json!({ "pairing": pairing, "dims": 64 });
+        doc
+    };
+    for (name, apart) in [
+        ("q8_0", None),
+        ("nvfp4", Some((4, "e4m3fn"))),
+        ("int4_per_token_head", Some((1, "f32"))),
+    ] {
+        let half = paired(name, apart, "half", false);
+        let interleaved = paired(name, apart, "interleaved", false);
+        one(
+            &half,
+            &interleaved,
+            "components.key.rope",
+            "half pairing of 64",
+            "interleaved pairing of 64",
+        );
+        assert!(
+            obstacles(&half, &interleaved)[0]
+                .resolve
+                .contains("another element on one side")
+        );
+    }
+    let half = paired("q8_0", None, "half", false);
+    negotiate(
+        &read(&half),
+        &read(&paired("q8_0", None, "interleaved", true)),
+    )
+    .unwrap();
+    // One scale for each row: its codes only change places.
+    let row = |pairing| paired("lmdeploy_int8", Some((2, "f16")), pairing, false);
+    negotiate(&read(&row("half")), &read(&row("interleaved"))).unwrap();
+}
+
+#[test]
+fn pieces_that_part_what_shares_a_scale_or_a_block_are_refused() {
+    type Piece = (u32, u32, Value, Option<(u32, &'static str)>);
+    let pieces = |list: &[Piece]| {
+        let formats: Vec<_> = list
+            .iter()
+            .map(|(from, to, format, _)| (*from, *to, format.clone()))
+            .collect();
+        let mut doc = latent(&formats);
+        for (from, to, _, apart) in list {
+            if let Some((dim, element)) = apart {
+                doc["components"].as_array_mut().unwrap().push(json!({
+                    "name": format!("piece{from}-{to}.scale"), "heads": 1, "dim": dim, "pool": format!("s{from}"),
+                    "format": { "element": element }, "layout": "[layer] page slot dim",
+                }));
+            }
+        }
+        doc
+    };
+    let whole = |name: &str, apart| pieces(&[(0, 64, element(name), apart)]);
+    let halves = |at: u32| pieces(&[(0, at, bf16(), None), (at, 64, bf16(), None)]);
+    negotiate(
+        &read(&whole("nvfp4", Some((4, "e4m3fn")))),
+        &read(&halves(16)),
+    )
+    .unwrap();
+    for (name, apart, at, group) in [
+        ("nvfp4", (4, "e4m3fn"), 8, 16),
+        ("mxfp4", (2, "e8m0"), 16, 32),
+        ("lmdeploy_int8", (2, "f16"), 32, 64),
+        ("int4_per_token_head", (1, "f32"), 32, 64),
+    ] {
+        let found = obstacles(&whole(name, Some(apart)), &halves(at));
+        let cut = found
+            .iter()
+            .find(|o| o.field == format!("components.piece0-{at}.of"))
+            .unwrap();
+        assert!(
+            cut.producer
+                .contains(&format!("dims 0..{at} of groups of {group}")),
+            "{cut:?}"
+        );
+        assert!(
+            cut.consumer.contains("bf16") && cut.resolve.contains(name),
+            "{cut:?}"
+        );
+    }
+}
+
+/// Tensors of two and four bytes lie at multiples of them.
+#[test]
+fn numbers_that_lie_at_odd_bytes_are_refused() {
+    let at = "components[0].layout";
+    let lay = |layout: Value| {
+        let mut doc = rows(8, element("bf16"), None);
+        doc["components"][0]["layout"] = layout;
+        doc
+    };
+    let text = "[layer] page slot head dim";
+    read(&lay(
+        json!({ "text": text, "offset_bytes": 2, "strides_bytes": { "slot": 34 } }),
+    ));
+    refused(
+        &lay(json!({ "text": text, "offset_bytes": 3 })),
+        at,
+        &["offset_bytes is 3", "2 bytes of bf16", "pad it to 4"],
+    );
+    refused(
+        &lay(json!({ "text": text, "strides_bytes": { "slot": 33 } })),
+        at,
+        &["the stride of `slot` is 33", "pad it to 34"],
+    );
+    refused(
+        &lay(json!("[layer] page slot{33} head dim")),
+        at,
+        &["the stride of `slot` is 33"],
+    );
+    // A scale behind 65 bytes of codes would be one.
+    let mut doc = rows(
+        65,
+        json!({ "element": "int8", "scale": { "granularity": "token_head" } }),
+        Some((1, "f32")),
+    );
+    for c in [0, 2] {
+        doc["components"][c]["pool"] = json!("k");
+        doc["components"][c]["layout"] = json!({
+            "text": text, "offset_bytes": (if c == 0 { 0 } else { 65 }), "strides_bytes": { "head": 72 },
+        });
+    }
+    refused(
+        &doc,
+        "components[2].layout",
+        &["65", "4 bytes of f32", "68"],
+    );
+    doc["components"][2]["layout"]["offset_bytes"] = json!(68);
+    read(&doc);
+    // Blocks of bytes lie anywhere.
+    let mut doc = rows(64, element("q8_0"), None);
+    doc["components"][0]["layout"] = json!({ "text": text, "offset_bytes": 3 });
+    read(&doc);
+}
+
+/// Codes that share bytes stay together; those that do not may lie apart, whatever their scales.
+#[test]
+fn blocks_are_not_split_by_a_layout() {
+    let split = |name: &str, dim: u32, apart| {
+        let mut doc = rows(dim, element(name), apart);
+        doc["components"][0]["layout"] = json!("[layer] page head dim/2 slot dim%2");
+        doc
+    };
+    refused(
+        &split("q8_0", 128, None),
+        "components[0].layout",
+        &[
+            "splits `dim`",
+            "32 elements in 34 bytes",
+            "leave `dim` whole",
+        ],
+    );
+    read(&split("nvfp4", 64, Some((4, "e4m3fn"))));
+    read(&split("dsv32_indexer", 64, Some((1, "f32"))));
 }

@@ -17,12 +17,22 @@ use moai_translate::{
     format::{RowFormat, RowScale},
     program::{Place, Progression},
     reference,
+    rotation::Rotation,
+    scheme::Params,
 };
 
 /// Where a check takes the producer's rows from.
 pub trait SourceRows {
-    /// Copies the codes of one row and returns its scale (1 if rows have none).
-    fn row(&self, component: usize, layer: u32, head: u32, token: u32, codes: &mut [u8]) -> f32;
+    /// Copies the codes of one row, and what it keeps apart from them.
+    fn row(
+        &self,
+        component: usize,
+        layer: u32,
+        head: u32,
+        token: u32,
+        codes: &mut [u8],
+        params: &mut [u8],
+    );
 }
 
 /// Rows from the pools of all producer ranks.
@@ -66,7 +76,15 @@ fn token_index(side: &Descriptor, group: usize, rank: usize) -> Vec<Option<u32>>
 }
 
 impl SourceRows for PoolRows<'_> {
-    fn row(&self, component: usize, layer: u32, head: u32, token: u32, codes: &mut [u8]) -> f32 {
+    fn row(
+        &self,
+        component: usize,
+        layer: u32,
+        head: u32,
+        token: u32,
+        codes: &mut [u8],
+        params: &mut [u8],
+    ) {
         let group = self
             .producer
             .group_of(component, layer)
@@ -84,16 +102,18 @@ impl SourceRows for PoolRows<'_> {
             {
                 let paged = Paged {
                     codes: layout,
-                    scales: described.scales.and_then(|s| rank.layout(s)),
+                    params: described.scales.and_then(|s| rank.layout(s)),
                     head: head - heads.start,
                     unit: 0,
+                    params_unit: 0,
                 };
                 let place = Place {
                     layer,
                     pages: &rank.request_pages[group],
                     tokens: Progression { first: at, step: 1 },
                 };
-                return paged.read(self.pools[i].as_slice(), place, 0, 0, codes);
+                paged.read(self.pools[i].as_slice(), place, 0, 0, codes, params);
+                return;
             }
         }
         panic!("no producer rank holds layer {layer}, head {head}, token {token}")
@@ -157,14 +177,14 @@ pub fn expected(agreed: &Agreed, rank: u32, mut before: Pool, rows: &dyn SourceR
         let Some(layout) = shard.layout(span.target) else {
             continue;
         };
-        let whole = (from.dim / from.format.element.group_elements()
-            * from.format.element.group_bytes()) as usize;
-        let unit = from.format.element.group_bytes() / from.format.element.group_elements().max(1);
-        let first = match from.format.element.group_elements() {
-            1 => (span.source_first * unit) as usize,
-            n => (span.source_first / n * from.format.element.group_bytes()) as usize,
-        };
-        let mut row = vec![0; whole];
+        let mut row = vec![0; from.format.element.row_bytes(from.dim) as usize];
+        let unit = from.format.element.unit(from.dim);
+        let first = (span.source_first / unit.elements * unit.bytes) as usize;
+        let params = from.format.params(from.dim);
+        let mut params = vec![0; params.map_or(0, Params::bytes) as usize];
+        let params_unit = from.format.params(from.dim).map_or(0, |p| p.unit_bytes);
+        let params_first =
+            from.format.element.params_from(span.source_first, from.dim) * params_unit;
         for (local, &layer) in shard.layers_of(span.target).iter().enumerate() {
             let Some(group) = consumer.group_of(span.target, layer) else {
                 continue;
@@ -180,12 +200,14 @@ pub fn expected(agreed: &Agreed, rank: u32, mut before: Pool, rows: &dyn SourceR
             for head in shard.heads(span.target).clone() {
                 let (a, b) = agreement.formats(s, layer, head);
                 let bytes = |f: &RowFormat| f.row_bytes(span.dim).map_or(0, |b| b as usize);
-                let mut made = vec![0; bytes(&b)];
+                let apart = |f: &RowFormat| f.params_bytes(span.dim) as usize;
+                let (mut made, mut made_params) = (vec![0; bytes(&b)], vec![0; apart(&b)]);
                 let paged = Paged {
                     codes: layout,
-                    scales: to.scales.and_then(|s| shard.layout(s)),
+                    params: to.scales.and_then(|s| shard.layout(s)),
                     head: head - shard.heads(span.target).start,
-                    unit: span.target_first / to.format.element.group_elements(),
+                    unit: span.target_first / to.format.element.unit(to.dim).elements,
+                    params_unit: to.format.element.params_from(span.target_first, to.dim),
                 };
                 for held in consumer.held(group, rank as usize, consumer.tokens) {
                     for i in 0..held.count {
@@ -194,10 +216,15 @@ pub fn expected(agreed: &Agreed, rank: u32, mut before: Pool, rows: &dyn SourceR
                         if token < held_there {
                             continue;
                         }
-                        let scale = rows.row(span.source, layer, head, token, &mut row);
-                        let mut made_scale = 1.0;
+                        rows.row(span.source, layer, head, token, &mut row, &mut params);
                         let part = &row[first..first + bytes(&a)];
-                        memo.convert_row((a, b), span.dim, part, scale, &mut made, &mut made_scale);
+                        let part_params = &params[params_first as usize..][..apart(&a)];
+                        memo.convert_row(
+                            (a, b),
+                            span.dim,
+                            (part, part_params),
+                            (&mut made, &mut made_params),
+                        );
                         let place = Place {
                             layer: local as u32,
                             pages: &shard.request_pages[group],
@@ -206,7 +233,7 @@ pub fn expected(agreed: &Agreed, rank: u32, mut before: Pool, rows: &dyn SourceR
                                 step: 1,
                             },
                         };
-                        paged.write(before.as_mut_slice(), place, 0, 0, &made, made_scale);
+                        paged.write(before.as_mut_slice(), place, 0, 0, &made, &made_params);
                     }
                 }
             }
@@ -231,29 +258,30 @@ impl Memo {
         &mut self,
         (a, b): (RowFormat, RowFormat),
         dim: u32,
-        codes: &[u8],
-        scale: f32,
-        out: &mut [u8],
-        out_scale: &mut f32,
+        (codes, params): (&[u8], &[u8]),
+        (out, out_params): (&mut [u8], &mut [u8]),
     ) {
-        let plain =
-            |f: &RowFormat| !f.element.is_grouped() && f.scale != RowScale::Row && f.rope.is_none();
-        let narrow = a.element.group_bytes() == 2 && b.element.group_bytes() <= 2;
-        if !(plain(&a) && plain(&b) && narrow) {
-            reference::convert_row(&a, &b, dim, codes, scale, out, out_scale);
+        // Bytes of an element whose code depends on its number alone.
+        let plain = |f: &RowFormat| {
+            let still = f.rope.is_none() && f.rotation == Rotation::None;
+            let alone = !f.element.is_grouped() && f.scale != RowScale::Row;
+            let unit = f.element.unit(dim);
+            (still && alone && unit.elements == 1).then_some(unit.bytes as usize)
+        };
+        let (Some(2), Some(width @ 1..=2)) = (plain(&a), plain(&b)) else {
+            reference::convert_row(&a, &b, dim, codes, params, out, out_params);
             return;
-        }
+        };
         if self.formats != Some((a, b)) {
             self.formats = Some((a, b));
             self.answers.clear();
             self.answers.resize(1 << 16, None);
         }
-        let width = b.element.group_bytes() as usize;
         for (code, out) in codes.chunks_exact(2).zip(out.chunks_exact_mut(width)) {
             let answer = &mut self.answers[usize::from(u16::from_le_bytes([code[0], code[1]]))];
             let answer = answer.get_or_insert_with(|| {
                 let mut made = [0; 2];
-                reference::convert_row(&a, &b, 1, code, 1.0, &mut made[..width], &mut 1.0);
+                reference::convert_row(&a, &b, 1, code, &[], &mut made[..width], &mut []);
                 made
             });
             out.copy_from_slice(&answer[..width]);

@@ -15,6 +15,7 @@ use moai_translate::{
     layout::presets,
     program::{Place, Progression},
     reference,
+    scheme::Params,
 };
 use serde_json::{Value, json};
 
@@ -70,15 +71,15 @@ fn describe(side: &Side, tokens: u32) -> Value {
     let components: Vec<Value> = preset
         .components
         .iter()
-        .map(|(name, layout)| {
+        .map(|named| {
             let mut format = json!({ "element": side.element });
             if let Some(scale) = side.scale {
                 format["scale"] = json!({ "granularity": "tensor", "type": "f32", "values": scale });
             }
             let mut component = json!({
-                "name": name, "heads": HEADS, "dim": DIM, "pool": "kv", "format": format, "layout": layout,
+                "name": named.name, "heads": HEADS, "dim": DIM, "pool": named.pool, "format": format, "layout": named.text,
             });
-            if *name == "key" {
+            if named.name == "key" {
                 component["rope"] = json!({ "pairing": "half", "dims": DIM });
             }
             component
@@ -149,7 +150,15 @@ impl<'a> Seeded<'a> {
 }
 
 impl SourceRows for Seeded<'_> {
-    fn row(&self, component: usize, layer: u32, head: u32, token: u32, codes: &mut [u8]) -> f32 {
+    fn row(
+        &self,
+        component: usize,
+        layer: u32,
+        head: u32,
+        token: u32,
+        codes: &mut [u8],
+        params: &mut [u8],
+    ) {
         let described = &self.side.components[component];
         let place = u64::from(layer) << 40 | (component as u64) << 32 | u64::from(head);
         let row = mix(self.seed ^ mix(place).wrapping_add(u64::from(token)));
@@ -164,13 +173,11 @@ impl SourceRows for Seeded<'_> {
                 (sum - 4.0) * if dim % 29 == 7 { 2.0 } else { 1.0 }
             })
             .collect();
-        let mut scale = 1.0;
         let format = described
             .format
             .row(layer, head, described.rope)
             .expect("constants are known");
-        reference::encode_row(&format, &values, codes, &mut scale);
-        scale
+        reference::encode_row(&format, &values, codes, params);
     }
 }
 
@@ -187,9 +194,9 @@ pub fn producer_pool(side: &Descriptor, rank: u32, seed: u64) -> Result<Pool, Re
         let (Some(layout), false) = (shard.layout(c), component.is_scales) else {
             continue;
         };
-        let bytes = component.dim / component.format.element.group_elements()
-            * component.format.element.group_bytes();
-        let mut row = vec![0; bytes as usize];
+        let mut row = vec![0; component.format.element.row_bytes(component.dim) as usize];
+        let params = component.format.params(component.dim);
+        let mut params = vec![0; params.map_or(0, Params::bytes) as usize];
         for (local, &layer) in shard.layers_of(c).iter().enumerate() {
             let Some(group) = side.group_of(c, layer) else {
                 continue;
@@ -197,13 +204,15 @@ pub fn producer_pool(side: &Descriptor, rank: u32, seed: u64) -> Result<Pool, Re
             for head in shard.heads(c).clone() {
                 let paged = Paged {
                     codes: layout,
-                    scales: component.scales.and_then(|s| shard.layout(s)),
+                    params: component.scales.and_then(|s| shard.layout(s)),
                     head: head - shard.heads(c).start,
                     unit: 0,
+                    params_unit: 0,
                 };
                 for held in side.held(group, rank as usize, side.tokens) {
                     for i in 0..held.count {
-                        let scale = rows.row(c, layer, head, held.token + i * held.step, &mut row);
+                        let token = held.token + i * held.step;
+                        rows.row(c, layer, head, token, &mut row, &mut params);
                         let place = Place {
                             layer: local as u32,
                             pages: &shard.request_pages[group],
@@ -212,7 +221,7 @@ pub fn producer_pool(side: &Descriptor, rank: u32, seed: u64) -> Result<Pool, Re
                                 step: 1,
                             },
                         };
-                        paged.write(pool.as_mut_slice(), place, 0, 0, &row, scale);
+                        paged.write(pool.as_mut_slice(), place, 0, 0, &row, &params);
                     }
                 }
             }

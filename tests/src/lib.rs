@@ -20,6 +20,7 @@ page! {
     QuickStart "quick-start.md"
     Concepts "concepts.md"
     Layout "layout.md"
+    LayoutGallery "layout-gallery.md"
     Description "description.md"
     Formats "formats.md"
     Plans "plans.md"
@@ -27,5 +28,6 @@ page! {
     CommandLine "command-line.md"
     Configuration "configuration.md"
     Limits "limits.md"
+    Performance "performance.md"
     Tested "tested.md"
 }

@@ -12,7 +12,7 @@ use std::{
 use moai_fabric::{
     collectives::{description, descriptor::Descriptor, limits},
     config::Config,
-    translate::{element::Element, layout::presets},
+    translate::{element::Element, layout::presets, scheme::Coding},
     transport,
 };
 
@@ -247,39 +247,70 @@ fn variables_are_those_of_the_configuration() {
 
 #[test]
 fn named_layouts_and_elements_are_those_of_the_code() {
-    let page = read("docs/src/layout.md");
-    let told: Vec<Vec<String>> = rows(section(&page, "## Named layouts"));
-    let real: Vec<Vec<String>> = presets::ALL
-        .iter()
-        .flat_map(|preset| {
-            preset.components.iter().map(|(component, text)| {
-                vec![
-                    preset.name.to_owned(),
-                    format!("`{component}`"),
-                    format!("`{text}`"),
-                    preset.source.to_owned(),
-                ]
-            })
-        })
+    let page = read("docs/src/layout-gallery.md");
+    let told: Vec<&str> = section(&page, "## Named layouts")
+        .lines()
+        .filter(|line| line.starts_with("| `") || line.starts_with("| |"))
         .collect();
-    assert_eq!(told, real);
+    let mut real: Vec<String> = Vec::new();
+    for preset in presets::ALL {
+        for (i, one) in preset.components.iter().enumerate() {
+            let mut place: Vec<String> = Vec::new();
+            if one.offset != "0" {
+                place.push(format!("from `{}`", one.offset));
+            }
+            let by = |(word, formula): &(&str, &str)| format!("`{word}` by `{formula}`");
+            place.extend(one.strides.iter().map(by));
+            if one.pool != "kv" {
+                place.push(format!("in pool `{}`", one.pool));
+            }
+            if !one.row.is_empty() {
+                place.push(format!("a row: {}", one.row));
+            }
+            let (name, source) = match i {
+                0 => (format!("`{}`", preset.name), preset.source),
+                _ => (String::new(), ""),
+            };
+            let (component, text, place) = (one.name, one.text, place.join("; "));
+            let row = format!("| {name} | `{component}` | `{text}` | {place} | {source} |");
+            real.push(row.replace("  ", " "));
+        }
+    }
+    let table = real.join("\n");
+    assert_eq!(told, real, "the table should be:\n{table}\n");
 
     let page = read("docs/src/formats.md");
-    let elements = section(&page, "## Elements");
-    let (converted, carried) = elements.split_once("### Carried elements").unwrap();
-    for (table, real) in [(converted, Element::ALL), (carried, Element::CARRIED)] {
-        let told: Vec<Vec<String>> = rows(table);
-        let told: Vec<&[String]> = told.iter().map(|cells| &cells[..3]).collect();
-        let sizes = |e: &Element| {
-            [
-                e.name().into(),
-                e.group_elements().to_string(),
-                e.group_bytes().to_string(),
-            ]
-        };
-        let real: Vec<[String; 3]> = real.iter().map(sizes).collect();
-        assert_eq!(told, real);
-    }
+    let told: Vec<&str> = section(&page, "## Elements")
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .collect();
+    let real: Vec<String> = Element::all().map(row_of).collect();
+    assert_eq!(told, real, "the table should be:\n{}\n", real.join("\n"));
+}
+
+/// An element as the table of the book has it.
+fn row_of(element: Element) -> String {
+    let unit = element.unit(4608);
+    let bytes = match unit.elements {
+        // All of a row hang together.
+        4608 => format!("{} for 8", unit.bytes / (4608 / 8)),
+        n => format!("{} for {n}", unit.bytes),
+    };
+    let apart = match &element.scheme().coding {
+        Coding::Block(block) if block.elements > 0 && block.param_bytes > 0 => {
+            format!("{} for {}", block.param_bytes, block.elements)
+        }
+        _ => element
+            .params(128)
+            .map_or(String::new(), |params| format!("{} a row", params.bytes())),
+    };
+    let rules: Vec<String> = element
+        .scheme()
+        .rules()
+        .map(|rule| format!("`{rule}`"))
+        .collect();
+    let (what, rules) = (element.scheme().what, rules.join(" "));
+    format!("| `{element}` | {bytes} | {apart} | {what} | {rules} |").replace("  ", " ")
 }
 
 #[test]
@@ -369,7 +400,7 @@ fn program() -> PathBuf {
 #[test]
 fn options_are_those_of_the_program() {
     let page = read("docs/src/command-line.md");
-    for command in ["run", "convert", "plan", "info"] {
+    for command in ["run", "convert", "plan", "codec", "info"] {
         let help = Command::new(program())
             .args([command, "--help"])
             .output()

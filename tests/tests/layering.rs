@@ -26,6 +26,18 @@ const BELOW: &[(&str, &[&str])] = &[
         ],
     ),
     ("moai", &["moai-fabric"]),
+    // Sees every layer: it measures each by itself.
+    (
+        "moai-perf",
+        &[
+            "moai-memory",
+            "moai-transport",
+            "moai-transport-tcp",
+            "moai-translate",
+            "moai-collectives",
+            "moai-fabric",
+        ],
+    ),
 ];
 
 /// The only crates that may use `unsafe`: vector loops, and reads into pieces of regions.
@@ -158,6 +170,8 @@ fn a_wrong_edge_is_noticed() {
         ("moai-collectives", "moai-fabric"),
         ("moai-fabric", "moai"),
         ("moai-fabric", "moai-tests"),
+        ("moai-fabric", "moai-perf"),
+        ("moai", "moai-perf"),
         ("moai-unheard-of", "moai-memory"),
     ] {
         assert_eq!(wrong([edge]).len(), 1, "{edge:?}");

@@ -19,12 +19,14 @@ use crate::{
 pub struct Paged<'a> {
     /// Where codes lie.
     pub codes: &'a Layout,
-    /// Where scales lie, if each row has one.
-    pub scales: Option<&'a Layout>,
+    /// Where the parameters of rows lie, if rows have any: a scale, or the scales of groups.
+    pub params: Option<&'a Layout>,
     /// First head of the box, counted within the rank.
     pub head: u32,
     /// First unit of the box within the row.
     pub unit: u32,
+    /// First unit of the box within the parameters of a row.
+    pub params_unit: u32,
 }
 
 impl Paged<'_> {
@@ -34,7 +36,8 @@ impl Paged<'_> {
         (place.pages[(token / slots) as usize], token % slots)
     }
 
-    /// Reads the row of the `n`-th token of the place under head `head` of the box.
+    /// Reads the row of the `n`-th token of the place under head `head` of the box, and its parameters
+    /// if it has any; `params` stays as it is otherwise.
     ///
     /// # Panics
     ///
@@ -46,24 +49,28 @@ impl Paged<'_> {
         n: u32,
         head: u32,
         row: &mut [u8],
-    ) -> f32 {
+        params: &mut [u8],
+    ) {
         let (page, slot) = self.spot(place, n);
-        let width = self.codes.unit_bytes() as usize;
-        for (i, unit) in row.chunks_exact_mut(width).enumerate() {
-            let dim = self.unit + i as u32;
-            let at = self
-                .codes
-                .address(place.layer, page, self.head + head, slot, dim);
-            unit.copy_from_slice(&memory.bytes(at.region as usize)[at.byte as usize..][..width]);
+        let planes = [
+            (Some(self.codes), self.unit, row),
+            (self.params, self.params_unit, params),
+        ];
+        for (layout, first, bytes) in planes {
+            let Some(layout) = layout else { continue };
+            let width = layout.unit_bytes() as usize;
+            for (i, unit) in bytes.chunks_exact_mut(width).enumerate() {
+                let dim = first + i as u32;
+                let at = layout.address(place.layer, page, self.head + head, slot, dim);
+                unit.copy_from_slice(
+                    &memory.bytes(at.region as usize)[at.byte as usize..][..width],
+                );
+            }
         }
-        self.scales.map_or(1.0, |scales| {
-            let at = scales.address(place.layer, page, self.head + head, slot, 0);
-            let bytes = &memory.bytes(at.region as usize)[at.byte as usize..][..4];
-            f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
-        })
     }
 
-    /// Writes the row of the `n`-th token of the place under head `head` of the box.
+    /// Writes the row of the `n`-th token of the place under head `head` of the box, and its parameters
+    /// if it has any.
     ///
     /// # Panics
     ///
@@ -75,21 +82,22 @@ impl Paged<'_> {
         n: u32,
         head: u32,
         row: &[u8],
-        scale: f32,
+        params: &[u8],
     ) {
         let (page, slot) = self.spot(place, n);
-        let width = self.codes.unit_bytes() as usize;
-        for (i, unit) in row.chunks_exact(width).enumerate() {
-            let dim = self.unit + i as u32;
-            let at = self
-                .codes
-                .address(place.layer, page, self.head + head, slot, dim);
-            memory.bytes_mut(at.region as usize)[at.byte as usize..][..width].copy_from_slice(unit);
-        }
-        if let Some(scales) = self.scales {
-            let at = scales.address(place.layer, page, self.head + head, slot, 0);
-            memory.bytes_mut(at.region as usize)[at.byte as usize..][..4]
-                .copy_from_slice(&scale.to_le_bytes());
+        let planes = [
+            (Some(self.codes), self.unit, row),
+            (self.params, self.params_unit, params),
+        ];
+        for (layout, first, bytes) in planes {
+            let Some(layout) = layout else { continue };
+            let width = layout.unit_bytes() as usize;
+            for (i, unit) in bytes.chunks_exact(width).enumerate() {
+                let dim = first + i as u32;
+                let at = layout.address(place.layer, page, self.head + head, slot, dim);
+                memory.bytes_mut(at.region as usize)[at.byte as usize..][..width]
+                    .copy_from_slice(unit);
+            }
         }
     }
 }
@@ -132,15 +140,24 @@ pub fn run<S: Read + ?Sized, T: Write + ?Sized>(
             let bytes = format
                 .row_bytes(extent.dim)
                 .expect("dim is a whole number of groups");
-            vec![0; bytes as usize]
+            (
+                vec![0; bytes as usize],
+                vec![0; format.params_bytes(extent.dim) as usize],
+            )
         };
-        let (mut row, mut made) = (bytes(&a), bytes(&b));
+        let ((mut row, mut params), (mut made, mut made_params)) = (bytes(&a), bytes(&b));
         for n in 0..extent.tokens {
-            let scale = paged_source.read(source, from, n, head, &mut row);
-            let mut made_scale = 1.0;
-            counts +=
-                reference::convert_row(&a, &b, extent.dim, &row, scale, &mut made, &mut made_scale);
-            paged_target.write(target, to, n, head, &made, made_scale);
+            paged_source.read(source, from, n, head, &mut row, &mut params);
+            counts += reference::convert_row(
+                &a,
+                &b,
+                extent.dim,
+                &row,
+                &params,
+                &mut made,
+                &mut made_params,
+            );
+            paged_target.write(target, to, n, head, &made, &made_params);
         }
     }
     counts

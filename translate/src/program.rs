@@ -2,19 +2,31 @@
 //!
 //! There is one mechanism for every pair. Where the bytes of a row are carried unchanged, a program is a
 //! set of strided copies from one side straight to the other. Where they change, rows are gathered into a
-//! small buffer of dense rows, converted there, and scattered; a side whose rows already lie densely is
+//! small tile of dense rows, converted there, and scattered; a side whose rows already lie densely is
 //! used as it is, so that a conversion next to the wire moves every byte once.
+//!
+//! A tile stays in the caches nearest to the core, and while it is worked on the next is fetched. A box that is
+//! larger than these caches is stored past them, in whole lines: where copies would make lines in parts,
+//! they go by way of a small image of the target.
 
-use std::{collections::HashMap, fmt, rc::Rc, sync::Arc};
+mod pieces;
+mod threads;
+mod tiles;
+
+use std::{fmt, ops::Range, sync::Arc};
 
 use moai_memory::{Read, Write};
 
 use crate::{
     convert::Conversion,
+    cpu::{Alone, Fence, Flow, LINE, Level, Manner, Target, stream},
     format::Counts,
     layout::{Address, Layout, RowOrder},
-    refine::{Corner, Piece, Size, copies},
+    refine::{Corner, Piece, Size},
 };
+use pieces::{Kept, Segment, Shape, Stage, View};
+pub use threads::Step;
+use tiles::{Tile, Tiles};
 
 /// One side of a program.
 #[derive(Clone, Debug)]
@@ -31,21 +43,24 @@ pub enum Side {
     Paged {
         /// Where its codes lie.
         codes: Layout,
-        /// Where its scales lie, if each row has one.
-        scales: Option<Layout>,
+        /// Where the parameters of rows lie, if rows have any: a scale of the row, or scales of its
+        /// groups. Their `dim` counts parameters.
+        params: Option<Layout>,
         /// First head of the box, counted within the rank.
         head: u32,
         /// First unit of the box within the row.
         unit: u32,
+        /// First unit of the box within the parameters of a row.
+        params_unit: u32,
     },
-    /// Dense rows in a buffer: all codes, then (if each row has one) all scales.
+    /// Dense rows in a buffer: all codes, then (if rows have any) all parameters.
     Rows {
         /// How heads and tokens are nested.
         order: RowOrder,
         /// Bytes of one element or indivisible group.
         unit_bytes: u32,
-        /// Whether scales follow the codes.
-        scales: bool,
+        /// Bytes of one parameter; 0 if no parameters follow the codes.
+        params_unit_bytes: u32,
     },
 }
 
@@ -116,47 +131,80 @@ impl Conversions {
     }
 }
 
+/// A tile of dense rows in the target's format, while it is in the caches.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Rows<'a> {
+    /// First head, counted within the box.
+    pub head: u32,
+    /// Heads.
+    pub heads: u32,
+    /// First token, counted within the box.
+    pub token: u32,
+    /// Tokens.
+    pub tokens: u32,
+    /// How heads and tokens are nested.
+    pub order: RowOrder,
+    /// The codes of all rows.
+    pub codes: &'a [u8],
+    /// The parameters of all rows.
+    pub params: &'a [u8],
+}
+
 /// A compiled program between two sides, over all heads and dims of its box.
 ///
 /// It is independent of the request: layer, pages and tokens are given to [`run`](Self::run). Strided
 /// copies are compiled for each shape of token range when it is first met, and kept.
+#[derive(Clone)]
 pub struct Program {
-    source: Side,
-    target: Side,
+    source: Half,
+    target: Half,
     heads: u32,
     dim: u32,
-    source_row_bytes: u64,
-    target_row_bytes: u64,
-    kept: HashMap<Shape, Rc<[Piece]>>,
-    raw: Vec<u8>,
-    made: Vec<u8>,
+    level: Level,
+    streaming_from: u64,
+    thread_bytes: u64,
+    kept: Kept,
+    buffers: [Vec<u8>; 3],
+    /// The same program for each other thread.
+    workers: Vec<Self>,
 }
 
-/// What the strided copies of a range of tokens depend on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Shape {
-    stage: Stage,
-    scales: bool,
-    source: Corner,
-    target: Corner,
-    slots: u32,
-    /// Slots of the two layouts: the strides of dense rows depend on them.
-    rows: [u32; 2],
+/// A side and the bytes of its rows.
+#[derive(Clone)]
+struct Half {
+    side: Side,
+    row_bytes: u64,
+    params_bytes: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Stage {
-    Direct,
-    Gather(RowOrder),
-    Scatter(RowOrder),
+/// Bytes of rows worked on at a time: the rows of a tile, gathered and converted, stay in a 1 MiB L2 and mostly
+/// in a 32 KiB L1, together with the lines of source and target that are in flight.
+const TILE_BYTES: u64 = 32 << 10;
+
+/// Bytes of rows converted at a time before they are stored past the caches: mostly in a 32 KiB L1.
+const STRIP_BYTES: usize = 16 << 10;
+
+/// Bytes of rows converted at a time if those that follow are fetched all at once before: more would keep the loads
+/// waiting for longer than they gain.
+const FETCHED_BYTES: usize = 4 << 10;
+
+/// Bytes of a box from which its target is stored past the caches: more than an L2 holds, so that it could not
+/// be found there anyway.
+const STREAMING_FROM: u64 = 4 << 20;
+
+/// One run of a program; without a target, what would be written is only shown.
+struct Job<'a, S: ?Sized, T: ?Sized> {
+    conversions: &'a Conversions,
+    tokens: u32,
+    /// Those of the box's tokens that are moved.
+    part: Range<u32>,
+    from: Place<'a>,
+    to: Place<'a>,
+    source: &'a S,
+    target: Option<&'a mut T>,
+    observer: Option<&'a mut dyn FnMut(Rows<'_>)>,
 }
-
-/// Bytes of rows converted at a time: both the gathered and the converted rows of a tile stay in a
-/// 48 KiB L1 with room for the lines of source and target that are in flight.
-const TILE_BYTES: usize = 32 << 10;
-
-/// Shapes kept before all are forgotten. A pair of page sizes has at most their sum of phases.
-const MOST_KEPT: usize = 4096;
 
 impl Program {
     /// A program over `heads` heads and `dim` elements of each row, for conversions like `any`,
@@ -164,28 +212,68 @@ impl Program {
     #[must_use]
     pub fn new(source: Side, target: Side, heads: u32, dim: u32, any: &Conversion) -> Self {
         Self {
-            source,
-            target,
+            source: Half {
+                side: source,
+                row_bytes: any.source_row_bytes() as u64,
+                params_bytes: any.source_params_bytes() as u64,
+            },
+            target: Half {
+                side: target,
+                row_bytes: any.target_row_bytes() as u64,
+                params_bytes: any.target_params_bytes() as u64,
+            },
             heads,
             dim,
-            source_row_bytes: any.source_row_bytes() as u64,
-            target_row_bytes: any.target_row_bytes() as u64,
-            kept: HashMap::new(),
-            raw: Vec::new(),
-            made: Vec::new(),
+            level: Level::best(),
+            streaming_from: STREAMING_FROM,
+            thread_bytes: threads::THREAD_BYTES,
+            kept: Kept::default(),
+            buffers: [const { Vec::new() }; 3],
+            workers: Vec::new(),
         }
+    }
+
+    /// Stores boxes of `bytes` bytes and more past the caches, instead of those larger than an L2.
+    ///
+    /// Pays off if the target, although small, is one of many and will not be read again soon; costs
+    /// whoever reads it next a fetch from memory. `u64::MAX` for never.
+    #[must_use]
+    pub fn with_streaming_from(mut self, bytes: u64) -> Self {
+        self.streaming_from = bytes;
+        self
+    }
+
+    /// Starts a thread in [`run_on`](Self::run_on) for no fewer than `bytes` bytes of the target, instead of some
+    /// hundred KiB.
+    #[must_use]
+    pub fn with_thread_bytes(mut self, bytes: u64) -> Self {
+        self.thread_bytes = bytes;
+        self
+    }
+
+    /// Runs with the instructions of `level` instead of the best that the CPU has, for comparison.
+    ///
+    /// # Panics
+    ///
+    /// If the CPU has not that level.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_level(mut self, level: Level) -> Self {
+        assert!(level <= Level::best(), "the CPU has no {level:?}");
+        self.level = level;
+        self
     }
 
     /// The source side.
     #[must_use]
     pub fn source(&self) -> &Side {
-        &self.source
+        &self.source.side
     }
 
     /// The target side.
     #[must_use]
     pub fn target(&self) -> &Side {
-        &self.target
+        &self.target.side
     }
 
     /// Heads of the box.
@@ -215,445 +303,496 @@ impl Program {
         source: &S,
         target: &mut T,
     ) -> Counts {
-        if conversions.is_identity() {
-            for scales in [false, true] {
-                let whole = self.views(conversions.any(), tokens, scales);
-                if let Some((a, b)) = whole {
-                    self.stage(
-                        Stage::Direct,
-                        scales,
-                        &a,
-                        &b,
-                        tokens,
-                        from,
-                        to,
-                        source,
-                        target,
-                    );
-                }
-            }
-            return Counts::default();
-        }
-        let any = conversions.any();
-        let order = match conversions {
-            Conversions::All(_) => self.order(),
-            // Rows of one head side by side, so that each conversion has a run of them.
-            Conversions::Heads(_) => RowOrder::HeadToken,
-        };
-        let row = any.source_row_bytes().max(any.target_row_bytes()) + 4;
-        let tile = (TILE_BYTES / (row * self.heads as usize)).clamp(1, tokens as usize) as u32;
-        let (mut raw, mut made) = (
-            std::mem::take(&mut self.raw),
-            std::mem::take(&mut self.made),
-        );
-        let mut counts = Counts::default();
-        let mut done = 0;
-        while done < tokens {
-            let n = tile.min(tokens - done);
-            let skip = |place: Place<'_>| Progression {
-                first: place.tokens.at(done),
-                ..place.tokens
-            };
-            let from = Place {
-                tokens: skip(from),
-                ..from
-            };
-            let to = Place {
-                tokens: skip(to),
-                ..to
-            };
-            let rows = self.heads as usize * n as usize;
-            let dense = Place {
-                layer: 0,
-                pages: &[0],
-                tokens: Progression::ALL,
-            };
-
-            // Gather, unless the source's rows are dense already.
-            let codes = rows * any.source_row_bytes();
-            let gathered = self.dense(order, any, n, true);
-            let a = self.view(&self.source, any, tokens, false, true);
-            let borrowed = a
-                .as_ref()
-                .and_then(|a| self.lies_densely(a, &gathered, order, n, from));
-            let in_scales = self.view(&self.source, any, tokens, true, true);
-            let scale_bytes = if in_scales.is_some() { rows * 4 } else { 0 };
-            raw.resize(codes + scale_bytes, 0);
-            if let (Some(a), None) = (&a, borrowed) {
-                self.stage(
-                    Stage::Gather(order),
-                    false,
-                    a,
-                    &gathered,
-                    n,
-                    from,
-                    dense,
-                    source,
-                    &mut raw[..codes],
-                );
-            }
-            if let Some(a) = &in_scales {
-                let b = Layout::rows(order, self.heads, n, 1, 4, 0);
-                self.stage(
-                    Stage::Gather(order),
-                    true,
-                    a,
-                    &b,
-                    n,
-                    from,
-                    dense,
-                    source,
-                    &mut raw[codes..],
-                );
-            }
-            let (codes_in, scales_in) = match borrowed {
-                Some(at) => {
-                    let bytes = source.bytes(at.region as usize);
-                    (&bytes[at.byte as usize..][..codes], &raw[codes..])
-                }
-                None => raw.split_at(codes),
-            };
-
-            // Convert.
-            let out = rows * any.target_row_bytes();
-            let out_view = self.view(&self.target, any, tokens, true, false);
-            let out_scale_bytes = if out_view.is_some() { rows * 4 } else { 0 };
-            let target_view = self.view(&self.target, any, tokens, false, false);
-            let converted = self.dense(order, any, n, false);
-            let in_place = target_view
-                .as_ref()
-                .and_then(|b| self.goes_densely(&converted, b, order, n, to));
-            made.resize(out + out_scale_bytes, 0);
-            let (made_codes, made_scales) = made.split_at_mut(out);
-            counts += match in_place {
-                Some(at) => {
-                    let bytes = target.bytes_mut(at.region as usize);
-                    let codes_out = &mut bytes[at.byte as usize..][..out];
-                    self.convert(conversions, n, codes_in, scales_in, codes_out, made_scales)
-                }
-                None => self.convert(conversions, n, codes_in, scales_in, made_codes, made_scales),
-            };
-
-            // Scatter what was not converted in place.
-            if let (Some(b), None) = (&target_view, in_place) {
-                self.stage(
-                    Stage::Scatter(order),
-                    false,
-                    &converted,
-                    b,
-                    n,
-                    dense,
-                    to,
-                    &made[..out],
-                    target,
-                );
-            }
-            if let Some(b) = &out_view {
-                let a = Layout::rows(order, self.heads, n, 1, 4, 0);
-                self.stage(
-                    Stage::Scatter(order),
-                    true,
-                    &a,
-                    b,
-                    n,
-                    dense,
-                    to,
-                    &made[out..],
-                    target,
-                );
-            }
-            done += n;
-        }
-        self.raw = raw;
-        self.made = made;
-        counts
+        self.go(Job {
+            conversions,
+            tokens,
+            part: 0..tokens,
+            from,
+            to,
+            source,
+            target: Some(&mut Alone(target)),
+            observer: None,
+        })
     }
 
-    fn convert(
-        &self,
-        conversions: &Conversions,
-        tokens: u32,
-        codes: &[u8],
-        scales: &[u8],
-        out: &mut [u8],
-        out_scales: &mut [u8],
-    ) -> Counts {
-        let rows = tokens as usize;
-        match conversions {
-            Conversions::All(one) => {
-                one.run(rows * self.heads as usize, codes, scales, out, out_scales)
-            }
-            Conversions::Heads(many) => {
-                let mut counts = Counts::default();
-                for (h, one) in many.iter().enumerate() {
-                    let part = |bytes: usize| h * rows * bytes..(h + 1) * rows * bytes;
-                    let given = if scales.is_empty() {
-                        &[]
-                    } else {
-                        &scales[part(4)]
-                    };
-                    let kept: &mut [u8] = if out_scales.is_empty() {
-                        &mut []
-                    } else {
-                        &mut out_scales[part(4)]
-                    };
-                    counts += one.run(
-                        rows,
-                        &codes[part(one.source_row_bytes())],
-                        given,
-                        &mut out[part(one.target_row_bytes())],
-                        kept,
-                    );
-                }
-                counts
-            }
-        }
-    }
-
-    /// The order of dense rows that the two sides follow best.
-    fn order(&self) -> RowOrder {
-        match (&self.source, &self.target) {
-            (_, Side::Rows { order, .. }) | (Side::Rows { order, .. }, _) => *order,
-            (_, Side::Paged { codes, .. }) => codes.row_order(),
-        }
-    }
-
-    /// Both sides' layouts of the codes, or of the scales, when bytes are carried unchanged.
-    fn views(&self, any: &Conversion, tokens: u32, scales: bool) -> Option<(Layout, Layout)> {
-        let a = self.view(&self.source, any, tokens, scales, true)?;
-        let b = self.view(&self.target, any, tokens, scales, false)?;
-        Some((a, b))
-    }
-
-    /// A side's layout of codes or scales; `tokens` sizes dense rows.
-    fn view(
-        &self,
-        side: &Side,
-        any: &Conversion,
-        tokens: u32,
-        of_scales: bool,
-        is_source: bool,
-    ) -> Option<Layout> {
-        match side {
-            Side::Paged { codes, scales, .. } => {
-                if of_scales {
-                    scales.clone()
-                } else {
-                    Some(codes.clone())
-                }
-            }
-            Side::Rows {
-                order,
-                unit_bytes,
-                scales,
-            } => {
-                let row = if is_source {
-                    any.source_row_bytes()
-                } else {
-                    any.target_row_bytes()
-                };
-                let codes = row as u64 * u64::from(self.heads) * u64::from(tokens);
-                match (of_scales, scales) {
-                    (true, false) => None,
-                    (true, true) => Some(Layout::rows(*order, self.heads, tokens, 1, 4, codes)),
-                    (false, _) => {
-                        let units = row as u32 / unit_bytes;
-                        Some(Layout::rows(
-                            *order,
-                            self.heads,
-                            tokens,
-                            units,
-                            *unit_bytes,
-                            0,
-                        ))
-                    }
-                }
-            }
-        }
-    }
-
-    /// The layout of a tile's dense codes, with the units of the source or of the target.
-    fn dense(&self, order: RowOrder, any: &Conversion, tokens: u32, is_source: bool) -> Layout {
-        let (side, row) = if is_source {
-            (&self.source, any.source_row_bytes())
-        } else {
-            (&self.target, any.target_row_bytes())
-        };
-        let unit = match side {
-            Side::Paged { codes, .. } => codes.unit_bytes(),
-            Side::Rows { unit_bytes, .. } => *unit_bytes,
-        };
-        Layout::rows(order, self.heads, tokens, row as u32 / unit, unit, 0)
-    }
-
-    /// Where the tile's rows start in the source, if they lie there exactly as the conversion wants them.
-    fn lies_densely(
-        &mut self,
-        a: &Layout,
-        rows: &Layout,
-        order: RowOrder,
-        n: u32,
-        from: Place<'_>,
-    ) -> Option<Address> {
-        let (page, corner, count) = segment(&self.source, a, from, 0, n, false);
-        if count < n {
-            return None;
-        }
-        let pieces = self.pieces(Stage::Gather(order), false, a, corner, rows, FIRST, n);
-        match &*pieces {
-            [piece] if piece.copy.is_one_run() => {
-                Some(a.page_base(from.layer, page).plus(piece.source))
-            }
-            _ => None,
-        }
-    }
-
-    /// Where the tile's rows go in the target, if they lie there exactly as they are converted.
-    fn goes_densely(
-        &mut self,
-        rows: &Layout,
-        b: &Layout,
-        order: RowOrder,
-        n: u32,
-        to: Place<'_>,
-    ) -> Option<Address> {
-        let (page, corner, count) = segment(&self.target, b, to, 0, n, false);
-        if count < n {
-            return None;
-        }
-        let pieces = self.pieces(Stage::Scatter(order), false, rows, FIRST, b, corner, n);
-        match &*pieces {
-            [piece] if piece.copy.is_one_run() => {
-                Some(b.page_base(to.layer, page).plus(piece.target))
-            }
-            _ => None,
-        }
-    }
-
-    /// One pass of strided copies over `tokens` tokens, cut where either side changes page.
+    /// [`run`](Self::run), showing every tile to `observer` on the way.
+    ///
+    /// # Panics
+    ///
+    /// As `run`.
     #[allow(
         clippy::too_many_arguments,
-        reason = "two sides, each with a layout, a place and memory"
+        reason = "those of `run`, and the observer"
     )]
-    fn stage<S: Read + ?Sized, T: Write + ?Sized>(
+    pub fn run_observed<S: Read + ?Sized, T: Write + ?Sized>(
         &mut self,
-        stage: Stage,
-        scales: bool,
-        a: &Layout,
-        b: &Layout,
+        conversions: &Conversions,
         tokens: u32,
         from: Place<'_>,
         to: Place<'_>,
         source: &S,
         target: &mut T,
+        observer: &mut dyn FnMut(Rows<'_>),
+    ) -> Counts {
+        self.go(Job {
+            conversions,
+            tokens,
+            part: 0..tokens,
+            from,
+            to,
+            source,
+            target: Some(&mut Alone(target)),
+            observer: Some(observer),
+        })
+    }
+
+    /// Shows `observer` every tile that [`run`](Self::run) would write, and writes none.
+    ///
+    /// # Panics
+    ///
+    /// If a page, region or offset lies outside what `source` holds.
+    pub fn observe<S: Read + ?Sized>(
+        &mut self,
+        conversions: &Conversions,
+        tokens: u32,
+        from: Place<'_>,
+        source: &S,
+        observer: &mut dyn FnMut(Rows<'_>),
+    ) -> Counts {
+        self.go(Job::<S, Alone<'_, [moai_memory::Region]>> {
+            conversions,
+            tokens,
+            part: 0..tokens,
+            from,
+            to: DENSE,
+            source,
+            target: None,
+            observer: Some(observer),
+        })
+    }
+
+    fn go<S: Read + ?Sized, T: Target>(&mut self, mut job: Job<'_, S, T>) -> Counts {
+        let [Some(a), Some(b)] = self.views(job.tokens, false) else {
+            return Counts::default();
+        };
+        if job.part.is_empty() {
+            return Counts::default();
+        }
+        let params = self.views(job.tokens, true);
+        let rows = u64::from(self.heads) * u64::from(job.tokens);
+        let streaming = rows * self.target.row_bytes >= self.streaming_from;
+        let _fence = streaming.then_some(Fence);
+        let mut buffers = std::mem::take(&mut self.buffers);
+        let carried = job.conversions.is_identity() && job.observer.is_none();
+        let counts = if carried && !(streaming && self.joins_parts_of_lines([&a, &b], &job)) {
+            self.carry([&a, &b], false, &mut job, streaming, &mut buffers[2]);
+            if let [Some(a), Some(b)] = &params {
+                self.carry([a, b], true, &mut job, streaming, &mut buffers[2]);
+            }
+            Counts::default()
+        } else {
+            self.by_tiles([&a, &b], &params, &mut job, streaming, &mut buffers)
+        };
+        self.buffers = buffers;
+        counts
+    }
+
+    /// The copies of the first segment, from side to side.
+    fn first_pieces<S: ?Sized, T: ?Sized>(
+        &mut self,
+        [a, b]: [&View; 2],
+        params: bool,
+        job: &Job<'_, S, T>,
+    ) -> Arc<[Piece]> {
+        let from = a.segment(job.from, 0, 0, job.tokens);
+        let to = b.segment(job.to, 0, 0, from.tokens);
+        let pass = Pass {
+            stage: Stage::Direct,
+            params,
+            heads: self.heads,
+            tokens: to.tokens,
+            streaming: false,
+            ahead: None,
+        };
+        self.pieces(pass, [a, b], [from, to])
+    }
+
+    /// Whether copies from side to side would make lines in parts that a tile could make as a whole: the
+    /// source keeps tokens in several pages that the target keeps in one.
+    fn joins_parts_of_lines<S: ?Sized, T: ?Sized>(
+        &mut self,
+        [a, b]: [&View; 2],
+        job: &Job<'_, S, T>,
+    ) -> bool {
+        let line = LINE as u64;
+        let parts = |piece: &Piece| piece.copy.run_bytes() < line && piece.staged.is_none();
+        a.room(job.from) < b.room(job.to) && self.first_pieces([a, b], false, job).iter().any(parts)
+    }
+
+    /// Carries one plane, unchanged, from side to side.
+    fn carry<S: Read + ?Sized, T: Target>(
+        &mut self,
+        [a, b]: [&View; 2],
+        params: bool,
+        job: &mut Job<'_, S, T>,
+        streaming: bool,
+        image: &mut Vec<u8>,
     ) {
-        let mut done = 0;
-        while done < tokens {
-            let (from_page, from_corner, left) = match stage {
-                Stage::Scatter(_) => dense_segment(done, tokens - done),
-                _ => segment(&self.source, a, from, done, tokens - done, scales),
+        let pieces = self.first_pieces([a, b], params, job);
+        let whole = !streaming || pieces.iter().all(|p| p.copy.run_bytes() >= LINE as u64);
+        let Some(target) = job.target.as_deref_mut() else {
+            return;
+        };
+        for tile in self.tiles([a, b], [job.from, job.to], job.part.clone(), whole) {
+            let pass = Pass {
+                stage: Stage::Direct,
+                params,
+                heads: tile.heads,
+                tokens: tile.tokens,
+                streaming,
+                ahead: tile.next,
             };
-            let (to_page, to_corner, n) = match stage {
-                Stage::Gather(_) => dense_segment(done, left),
-                _ => segment(&self.target, b, to, done, left, scales),
+            let from = End::of(a, job.from, tile);
+            let to = End::of(b, job.to, tile);
+            self.pass(pass, from, to, job.source, target, image);
+        }
+    }
+
+    /// Carries a box by way of tiles of dense rows.
+    fn by_tiles<S: Read + ?Sized, T: Target>(
+        &mut self,
+        [a, b]: [&View; 2],
+        [a_params, b_params]: &[Option<View>; 2],
+        job: &mut Job<'_, S, T>,
+        streaming: bool,
+        [raw, made, image]: &mut [Vec<u8>; 3],
+    ) -> Counts {
+        let conversions = job.conversions;
+        let identity = conversions.is_identity();
+        let order = match conversions {
+            Conversions::All(_) => self.order(),
+            // Rows of one head side by side, so that each conversion has a run of them.
+            Conversions::Heads(_) => RowOrder::HeadToken,
+        };
+        let (in_bytes, out_bytes) = (self.source.bytes(), self.target.bytes());
+        let mut counts = Counts::default();
+        let mut frame: Option<Frame> = None;
+        let mut dense_runs = [DenseRun::default(); 2];
+        for tile in self.tiles([a, b], [job.from, job.to], job.part.clone(), false) {
+            let rows = tile.heads as usize * tile.tokens as usize;
+            let pass = |stage, params| Pass {
+                stage,
+                params,
+                heads: tile.heads,
+                tokens: tile.tokens,
+                streaming: streaming && matches!(stage, Stage::Scatter(_)),
+                ahead: tile.next.filter(|_| matches!(stage, Stage::Gather(_))),
             };
-            let pieces = self.pieces(stage, scales, a, from_corner, b, to_corner, n);
-            let (base_a, base_b) = (
-                a.page_base(from.layer, from_page),
-                b.page_base(to.layer, to_page),
-            );
-            for piece in &*pieces {
-                let (s, t) = (base_a.plus(piece.source), base_b.plus(piece.target));
-                piece.copy.run(
-                    source.bytes(s.region as usize),
-                    s.byte,
-                    target.bytes_mut(t.region as usize),
-                    t.byte,
+            // Most tiles are of one size.
+            let frame = match &mut frame {
+                Some(frame) if (frame.heads, frame.tokens) == (tile.heads, tile.tokens) => frame,
+                frame => frame.insert(Frame::new(
+                    order,
+                    tile,
+                    [(a, a_params), (b, b_params)],
+                    [in_bytes, out_bytes],
+                )),
+            };
+            let (gather, scatter) = (Stage::Gather(order), Stage::Scatter(order));
+            let from = |view| End::of(view, job.from, tile);
+            let to = |view| End::of(view, job.to, tile);
+
+            // Gather, unless the source's rows are dense already.
+            let (codes, params) = room(raw, rows * in_bytes[0], rows * in_bytes[1]);
+            let borrowed = self
+                .dense_run(
+                    &mut dense_runs[0],
+                    pass(gather, false),
+                    from(a),
+                    &frame.codes[0],
+                )
+                .map(|at| &job.source.bytes(at.region as usize)[at.byte as usize..]);
+            // Where the target is to hold the rows as they come.
+            let run = if job.target.is_none() || (identity && borrowed.is_some()) {
+                None
+            } else {
+                self.dense_run(
+                    &mut dense_runs[1],
+                    pass(scatter, false),
+                    to(b),
+                    &frame.codes[1],
+                )
+            };
+            let in_place = run.filter(|_| !streaming);
+            // What an observer is to see must be there as a whole.
+            let streamed = run.filter(|_| streaming && !identity && job.observer.is_none());
+            if borrowed.is_none() {
+                let codes = match (in_place, &mut job.target) {
+                    (Some(at), Some(target)) if identity => {
+                        part_mut(*target, at, rows * out_bytes[0])
+                    }
+                    _ => &mut *codes,
+                };
+                let (gather, dense) = (pass(gather, false), End::dense(&frame.codes[0]));
+                self.pass(gather, from(a), dense, job.source, &mut Alone(codes), image);
+            }
+            if let (Some(a), Some(rows)) = (a_params, &frame.params[0]) {
+                let dense = End::dense(rows);
+                self.pass(
+                    pass(gather, true),
+                    from(a),
+                    dense,
+                    job.source,
+                    &mut Alone(&mut *params),
+                    image,
                 );
             }
-            done += n;
+            let (codes, params) = (
+                borrowed.map_or(&*codes, |bytes| &bytes[..rows * in_bytes[0]]),
+                &*params,
+            );
+
+            // Convert.
+            let mut show = |codes: &[u8], params: &[u8]| {
+                if let Some(observer) = &mut job.observer {
+                    observer(Rows {
+                        head: tile.head,
+                        heads: tile.heads,
+                        token: tile.token,
+                        tokens: tile.tokens,
+                        order,
+                        codes,
+                        params,
+                    });
+                }
+            };
+            let (codes, params) = if identity {
+                match (in_place, &mut job.target) {
+                    (Some(at), Some(target)) => {
+                        show(part_mut(*target, at, rows * out_bytes[0]), params);
+                    }
+                    _ => show(codes, params),
+                }
+                (codes, params)
+            } else {
+                let (made, made_params) = room(made, rows * out_bytes[0], rows * out_bytes[1]);
+                // Gathering fetches the next tile; rows that are dense already are fetched while they are converted.
+                let ahead = match tile.next {
+                    Some(next) if borrowed.is_some() => from(a).ahead(0, next, job.source),
+                    _ => 0,
+                };
+                let input = Input {
+                    codes,
+                    params,
+                    ahead,
+                };
+                let out = match (in_place, streamed, &mut job.target) {
+                    (Some(at), _, Some(target)) => Out::Place(part_mut(*target, at, made.len())),
+                    (_, Some(at), Some(target)) => {
+                        Out::Stream(self.level, part_mut(*target, at, made.len()), made)
+                    }
+                    _ => Out::Place(&mut *made),
+                };
+                let out = convert(conversions, tile, input, out, made_params, &mut counts);
+                show(out, made_params);
+                (&*made, &*made_params)
+            };
+
+            // Scatter what was not made in place.
+            let Some(target) = job.target.as_deref_mut() else {
+                continue;
+            };
+            if in_place.or(streamed).is_none() {
+                let dense = End::dense(&frame.codes[1]);
+                self.pass(pass(scatter, false), dense, to(b), codes, target, image);
+            }
+            if let (Some(b), Some(rows)) = (b_params, &frame.params[1]) {
+                let dense = End::dense(rows);
+                self.pass(pass(scatter, true), dense, to(b), params, target, image);
+            }
         }
+        counts
     }
 
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "two sides, each with a layout and a corner"
-    )]
-    fn pieces(
+    /// Strided copies over the tokens of a tile, cut where either side changes page.
+    fn pass<S: Read + ?Sized, T: Target>(
         &mut self,
-        stage: Stage,
-        scales: bool,
-        a: &Layout,
-        source: Corner,
-        b: &Layout,
-        target: Corner,
-        slots: u32,
-    ) -> Rc<[Piece]> {
-        let rows = [a.extents().slot, b.extents().slot];
-        let shape = Shape {
-            stage,
-            scales,
-            source,
-            target,
-            slots,
-            rows,
-        };
-        if let Some(kept) = self.kept.get(&shape) {
-            return Rc::clone(kept);
+        pass: Pass,
+        from: End<'_>,
+        to: End<'_>,
+        source: &S,
+        target: &mut T,
+        image: &mut Vec<u8>,
+    ) {
+        let mut done = 0;
+        while done < pass.tokens {
+            let a = from.segment(done, pass.tokens - done);
+            let b = to.segment(done, a.tokens);
+            let pieces = self.pieces(pass, [from.view, to.view], [a, b]);
+            let manner = Manner {
+                level: self.level,
+                streaming: pass.streaming,
+                ahead: pass.ahead.map_or(0, |next| from.ahead(done, next, source)),
+            };
+            for piece in &*pieces {
+                let (s, t) = (a.base.plus(piece.source), b.base.plus(piece.target));
+                let source = source.bytes(s.region as usize);
+                let target = target.dest(t.region);
+                match &piece.staged {
+                    Some(staged) if pass.streaming && piece.copy.bytes() <= 2 * TILE_BYTES => {
+                        let (image, _) = room(image, piece.copy.bytes() as usize, 0);
+                        staged.fill.run_in(manner, source, s.byte, image.into(), 0);
+                        let manner = Manner { ahead: 0, ..manner };
+                        staged.flush.run_in(manner, image, 0, target, t.byte);
+                    }
+                    _ => piece.copy.run_in(manner, source, s.byte, target, t.byte),
+                }
+            }
+            done += b.tokens;
         }
-        if self.kept.len() >= MOST_KEPT {
-            self.kept.clear();
-        }
-        let row_bytes = match stage {
-            _ if scales => 4,
-            Stage::Scatter(_) => self.target_row_bytes,
-            _ => self.source_row_bytes,
-        };
-        let units = (row_bytes / u64::from(a.unit_bytes())) as u32;
-        let size = Size {
-            heads: self.heads,
-            slots,
-            units,
-        };
-        let pieces: Rc<[Piece]> = copies(a, source, b, target, size).into();
-        self.kept.insert(shape, Rc::clone(&pieces));
-        pieces
     }
 
-    /// Contiguous runs that a box of `tokens` tokens has in the pages of its paged side: how many
-    /// pieces a transport without gathering would post.
+    /// The copies of a segment.
+    fn pieces(&mut self, pass: Pass, [from, to]: [&View; 2], [a, b]: [Segment; 2]) -> Arc<[Piece]> {
+        let half = match pass.stage {
+            Stage::Scatter(_) => &self.target,
+            _ => &self.source,
+        };
+        let row_bytes = half.bytes()[usize::from(pass.params)] as u32;
+        let shape = Shape {
+            stage: pass.stage,
+            params: pass.params,
+            source: a.corner,
+            target: b.corner,
+            size: Size {
+                heads: pass.heads,
+                slots: b.tokens,
+                units: row_bytes / from.layout.unit_bytes(),
+            },
+            rows: [from, to].map(View::rows),
+        };
+        self.kept.pieces(shape, from, to)
+    }
+
+    /// Where a tile starts on a side whose rows are dense already, nested as those of a tile are.
+    fn dense_run(
+        &mut self,
+        last: &mut DenseRun,
+        pass: Pass,
+        end: End<'_>,
+        rows: &View,
+    ) -> Option<Address> {
+        let segment = end.segment(0, pass.tokens);
+        if segment.tokens < pass.tokens {
+            return None;
+        }
+        let like = (segment.corner, pass.heads, pass.tokens);
+        if last.like != Some(like) {
+            let dense = End::dense(rows).segment(0, pass.tokens);
+            let pieces = match pass.stage {
+                Stage::Scatter(_) => self.pieces(pass, [rows, end.view], [dense, segment]),
+                _ => self.pieces(pass, [end.view, rows], [segment, dense]),
+            };
+            let offset = match (&*pieces, pass.stage) {
+                ([piece], Stage::Scatter(_)) if piece.copy.is_one_run() => Some(piece.target),
+                ([piece], _) if piece.copy.is_one_run() => Some(piece.source),
+                _ => None,
+            };
+            *last = DenseRun {
+                like: Some(like),
+                offset,
+            };
+        }
+        Some(segment.base.plus(last.offset?))
+    }
+
+    /// The tiles of a box: of whole pages and all heads if `whole`, otherwise of about [`TILE_BYTES`].
+    fn tiles<'a>(
+        &self,
+        [a, b]: [&'a View; 2],
+        [from, to]: [Place<'a>; 2],
+        tokens: Range<u32>,
+        whole: bool,
+    ) -> Tiles<'a> {
+        let (pages, place) = match (a.paged, b.paged) {
+            (true, true) if b.room(to) > a.room(from) => (b, to),
+            (false, true) => (b, to),
+            _ => (a, from),
+        };
+        let page = pages.room(place).min(tokens.end - tokens.start);
+        let row = self.source.row_bytes + self.source.params_bytes;
+        let row = row.max(self.target.row_bytes + self.target.params_bytes);
+        let rows = (TILE_BYTES / row.max(1)).clamp(1, u64::from(u32::MAX)) as u32;
+        let (most_heads, most_tokens) = if whole {
+            (self.heads, page)
+        } else if a.is_token_major() && b.is_token_major() {
+            let heads = self.heads.min(rows);
+            (heads, rows / heads)
+        } else {
+            // A page's tokens together, since they may share lines; if there are too many, so that their
+            // parts start with a line.
+            let tokens = match rows {
+                _ if page <= rows => page,
+                64.. => rows / 64 * 64,
+                _ => 1 << rows.ilog2(),
+            };
+            ((rows / tokens).clamp(1, self.heads), tokens)
+        };
+        Tiles {
+            heads: self.heads,
+            tokens: tokens.end,
+            most_heads,
+            most_tokens,
+            pages,
+            place,
+            at: Some((0, tokens.start)),
+        }
+    }
+
+    /// The order of dense rows that the two sides follow best.
+    fn order(&self) -> RowOrder {
+        match (&self.source.side, &self.target.side) {
+            (_, Side::Rows { order, .. }) | (Side::Rows { order, .. }, _) => *order,
+            (_, Side::Paged { codes, .. }) => codes.row_order(),
+        }
+    }
+
+    /// Where both sides' codes lie, or their parameters if they have any.
+    fn views(&self, tokens: u32, params: bool) -> [Option<View>; 2] {
+        [&self.source, &self.target].map(|half| half.view(self.heads, tokens, params))
+    }
+
+    /// Contiguous runs that a box of `tokens` tokens has in the pages of its paged side, those of its
+    /// parameters included: how many pieces a transport without gathering would post.
     pub fn paged_runs(&mut self, tokens: u32, place: Place<'_>) -> u64 {
         let order = self.order();
-        let (layout, stage, row_bytes) = match (&self.source, &self.target) {
-            (Side::Paged { codes, .. }, _) => {
-                (codes.clone(), Stage::Gather(order), self.source_row_bytes)
-            }
-            (_, Side::Paged { codes, .. }) => {
-                (codes.clone(), Stage::Scatter(order), self.target_row_bytes)
-            }
+        let (half, stage) = match (&self.source.side, &self.target.side) {
+            (Side::Paged { .. }, _) => (&self.source, Stage::Gather(order)),
+            (_, Side::Paged { .. }) => (&self.target, Stage::Scatter(order)),
             _ => return 0,
         };
-        let unit = layout.unit_bytes();
-        let units = (row_bytes / u64::from(unit)) as u32;
-        let rows = Layout::rows(order, self.heads, tokens, units, unit, 0);
-        let (mut done, mut runs) = (0, 0);
-        while done < tokens {
-            let side = if matches!(stage, Stage::Gather(_)) {
-                &self.source
-            } else {
-                &self.target
-            };
-            let (_, corner, n) = segment(side, &layout, place, done, tokens - done, false);
-            let (_, dense, _) = dense_segment(done, n);
-            let pieces = match stage {
-                Stage::Scatter(_) => self.pieces(stage, false, &rows, dense, &layout, corner, n),
-                _ => self.pieces(stage, false, &layout, corner, &rows, dense, n),
-            };
-            runs += pieces
-                .iter()
-                .map(|p| p.copy.bytes() / p.copy.run_bytes())
-                .sum::<u64>();
-            done += n;
+        let planes = [false, true].map(|params| {
+            let row_bytes = half.bytes()[usize::from(params)] as u64;
+            (params, half.view(self.heads, tokens, params), row_bytes)
+        });
+        let mut runs = 0;
+        for (params, view, row_bytes) in planes {
+            let Some(view) = view else { continue };
+            let unit = view.layout.unit_bytes();
+            let rows = View::dense(order, self.heads, tokens, row_bytes, unit);
+            let mut done = 0;
+            while done < tokens {
+                let paged = view.segment(place, done, 0, tokens - done);
+                let dense = rows.segment(DENSE, done, 0, paged.tokens);
+                let pass = Pass::plain(stage, params, self.heads, paged.tokens);
+                let pieces = match stage {
+                    Stage::Scatter(_) => self.pieces(pass, [&rows, &view], [dense, paged]),
+                    _ => self.pieces(pass, [&view, &rows], [paged, dense]),
+                };
+                let of = |p: &Piece| p.copy.bytes() / p.copy.run_bytes();
+                runs += pieces.iter().map(of).sum::<u64>();
+                done += paged.tokens;
+            }
         }
         runs
     }
@@ -670,24 +809,18 @@ impl Program {
         if !conversions.is_identity() {
             return None;
         }
-        let dense = Place {
-            layer: 0,
-            pages: &[0],
-            tokens: Progression::ALL,
-        };
-        for scales in [false, true] {
-            let Some((a, b)) = self.views(conversions.any(), tokens, scales) else {
+        for params in [false, true] {
+            let [Some(a), Some(b)] = self.views(tokens, params) else {
                 continue;
             };
             let mut done = 0;
             while done < tokens {
-                let (_, from_corner, left) =
-                    segment(&self.source, &a, dense, done, tokens - done, scales);
-                let (to_page, to_corner, n) = segment(&self.target, &b, to, done, left, scales);
-                let pieces = self.pieces(Stage::Direct, scales, &a, from_corner, &b, to_corner, n);
-                let (base_a, base_b) = (a.page_base(0, 0), b.page_base(to.layer, to_page));
+                let from = a.segment(DENSE, done, 0, tokens - done);
+                let to = b.segment(to, done, 0, from.tokens);
+                let pass = Pass::plain(Stage::Direct, params, self.heads, to.tokens);
+                let pieces = self.pieces(pass, [&a, &b], [from, to]);
                 for piece in &*pieces {
-                    let (s, t) = (base_a.plus(piece.source), base_b.plus(piece.target));
+                    let (s, t) = (from.base.plus(piece.source), to.base.plus(piece.target));
                     piece.copy.for_each_run(|from, to, bytes| {
                         let at = Address {
                             byte: t.byte + to,
@@ -696,81 +829,295 @@ impl Program {
                         each(s.byte + from, at, bytes);
                     });
                 }
-                done += n;
+                done += to.tokens;
             }
         }
         Some(())
     }
 }
 
-/// The page, the corner in it and the number of tokens up to the end of that page, from the
-/// `done`-th token of the place on.
-fn segment(
-    side: &Side,
-    layout: &Layout,
-    place: Place<'_>,
-    done: u32,
-    left: u32,
-    scales: bool,
-) -> (u32, Corner, u32) {
-    let token = place.tokens.at(done);
-    let step = place.tokens.step;
-    match side {
-        Side::Rows { .. } => {
-            let corner = Corner {
-                head: 0,
-                slot: token,
-                slot_step: step,
-                unit: 0,
-            };
-            (0, corner, left)
-        }
-        Side::Paged { head, unit, .. } => {
-            let slots = layout.extents().slot;
-            let slot = token % slots;
-            let corner = Corner {
-                head: *head,
-                slot,
-                slot_step: step,
-                unit: if scales { 0 } else { *unit },
-            };
-            let room = (slots - slot).div_ceil(step);
-            (
-                place.pages[(token / slots) as usize],
-                corner,
-                left.min(room),
-            )
+/// Strided copies over the tokens of a tile.
+#[derive(Clone, Copy)]
+struct Pass {
+    stage: Stage,
+    params: bool,
+    heads: u32,
+    tokens: u32,
+    streaming: bool,
+    /// Where the next tile starts, whose lines are fetched meanwhile: (head, token) within the box.
+    ahead: Option<(u32, u32)>,
+}
+
+impl Pass {
+    fn plain(stage: Stage, params: bool, heads: u32, tokens: u32) -> Self {
+        Self {
+            stage,
+            params,
+            heads,
+            tokens,
+            streaming: false,
+            ahead: None,
         }
     }
 }
 
-/// The corner of a dense buffer.
-const FIRST: Corner = Corner {
-    head: 0,
-    slot: 0,
-    slot_step: 1,
-    unit: 0,
-};
-
-/// As [`segment`], for the dense buffer between two sides.
-fn dense_segment(done: u32, left: u32) -> (u32, Corner, u32) {
-    (
-        0,
-        Corner {
-            head: 0,
-            slot: done,
-            slot_step: 1,
-            unit: 0,
-        },
-        left,
-    )
+/// Where a tile lies on one side.
+#[derive(Clone, Copy)]
+struct End<'a> {
+    view: &'a View,
+    place: Place<'a>,
+    /// Where the tile starts within the place.
+    head: u32,
+    token: u32,
 }
+
+impl<'a> End<'a> {
+    fn of(view: &'a View, place: Place<'a>, tile: Tile) -> Self {
+        Self {
+            view,
+            place,
+            head: tile.head,
+            token: tile.token,
+        }
+    }
+
+    /// A buffer of the tile's own.
+    fn dense(view: &'a View) -> Self {
+        Self {
+            view,
+            place: DENSE,
+            head: 0,
+            token: 0,
+        }
+    }
+
+    fn segment(&self, done: u32, left: u32) -> Segment {
+        self.view
+            .segment(self.place, self.token + done, self.head, left)
+    }
+
+    /// Bytes from what is read now, `done` tokens into the tile, to what is read as far into the next.
+    fn ahead<S: Read + ?Sized>(&self, done: u32, (head, token): (u32, u32), memory: &S) -> usize {
+        let at = |head, token| {
+            let first = self.view.first(self.place, token, head);
+            let region = memory.bytes(first.region as usize).as_ptr();
+            region.addr().wrapping_add(first.byte as usize)
+        };
+        // As far into the next tile may be further than the box goes; its start will do.
+        let last = self.view.covers(self.place, token + done);
+        let next = at(head, if last { token + done } else { token });
+        next.wrapping_sub(at(self.head, self.token + done))
+    }
+}
+
+impl Half {
+    /// Bytes of a row's codes and of its parameters.
+    fn bytes(&self) -> [usize; 2] {
+        [self.row_bytes as usize, self.params_bytes as usize]
+    }
+
+    /// Where codes lie, or parameters if there are any; `tokens` sizes dense rows.
+    fn view(&self, heads: u32, tokens: u32, of_params: bool) -> Option<View> {
+        if of_params && self.params_bytes == 0 {
+            return None;
+        }
+        match &self.side {
+            Side::Paged {
+                codes,
+                params,
+                head,
+                unit,
+                params_unit,
+            } => {
+                let (layout, unit) = if of_params {
+                    (params.as_ref()?, *params_unit)
+                } else {
+                    (codes, *unit)
+                };
+                Some(View {
+                    layout: layout.clone(),
+                    head: *head,
+                    unit,
+                    paged: true,
+                })
+            }
+            Side::Rows {
+                order,
+                unit_bytes,
+                params_unit_bytes,
+            } => {
+                let codes = self.row_bytes * u64::from(heads) * u64::from(tokens);
+                let (row, unit, offset) = match (of_params, *params_unit_bytes) {
+                    (true, 0) => return None,
+                    (true, unit) => (self.params_bytes, unit, codes),
+                    (false, _) => (self.row_bytes, *unit_bytes, 0),
+                };
+                let units = row as u32 / unit;
+                Some(View {
+                    layout: Layout::rows(*order, heads, tokens, units, unit, offset),
+                    head: 0,
+                    unit: 0,
+                    paged: false,
+                })
+            }
+        }
+    }
+}
+
+/// A tile of dense rows to convert.
+#[derive(Clone, Copy)]
+struct Input<'a> {
+    codes: &'a [u8],
+    params: &'a [u8],
+    /// Bytes from each row to one that will be read soon, which is fetched meanwhile; 0 for none.
+    ahead: usize,
+}
+
+/// Where the codes of a converted tile go.
+enum Out<'a> {
+    /// All at once.
+    Place(&'a mut [u8]),
+    /// Past the caches, strip by strip, by way of a small buffer.
+    Stream(Level, &'a mut [u8], &'a mut [u8]),
+}
+
+/// The dense rows of tiles of one size: codes of both sides, and their params.
+struct Frame {
+    heads: u32,
+    tokens: u32,
+    codes: [View; 2],
+    params: [Option<View>; 2],
+}
+
+impl Frame {
+    /// Rows as wide as those of `like`, of so many bytes each.
+    fn new(
+        order: RowOrder,
+        tile: Tile,
+        like: [(&View, &Option<View>); 2],
+        [source, target]: [[usize; 2]; 2],
+    ) -> Self {
+        let rows = |bytes: usize, like: &View| {
+            let unit = like.layout.unit_bytes();
+            View::dense(order, tile.heads, tile.tokens, bytes as u64, unit)
+        };
+        let [(a, a_params), (b, b_params)] = like;
+        Self {
+            heads: tile.heads,
+            tokens: tile.tokens,
+            codes: [rows(source[0], a), rows(target[0], b)],
+            params: [
+                a_params.as_ref().map(|like| rows(source[1], like)),
+                b_params.as_ref().map(|like| rows(target[1], like)),
+            ],
+        }
+    }
+}
+
+/// Whether, and where from its base, the last segment of a side was one run of dense rows.
+#[derive(Clone, Copy, Default)]
+struct DenseRun {
+    like: Option<(Corner, u32, u32)>,
+    offset: Option<Address>,
+}
+
+/// Converts a tile of dense rows. Returns the codes made, if they are at one place.
+fn convert<'a>(
+    conversions: &Conversions,
+    tile: Tile,
+    input: Input<'_>,
+    mut out: Out<'a>,
+    out_params: &mut [u8],
+    counts: &mut Counts,
+) -> &'a [u8] {
+    let (heads, tokens) = (tile.heads as usize, tile.tokens as usize);
+    let mut rows = |one: &Conversion, all: Range<usize>| {
+        // Loops that see to memory themselves go on to the end.
+        let most = match (one.streams(), one.fetches()) {
+            (true, _) => all.len(),
+            (_, true) => strip_rows(STRIP_BYTES, one.source_row_bytes()),
+            _ => strip_rows(FETCHED_BYTES, one.source_row_bytes()),
+        };
+        for first in all.clone().step_by(most.max(1)) {
+            let last = all.end.min(first + most);
+            let part = |bytes: usize| first * bytes..last * bytes;
+            let codes = &input.codes[part(one.source_row_bytes())];
+            let params = &input.params[part(one.source_params_bytes())];
+            let out_params = &mut out_params[part(one.target_params_bytes())];
+            let out_part = part(one.target_row_bytes());
+            let mut flow = Flow {
+                ahead: input.ahead,
+                streaming: false,
+            };
+            if !one.fetches() {
+                flow.fetch(codes);
+            }
+            let mut run = |flow, out: &mut [u8]| {
+                *counts += one.run_in(flow, last - first, codes, params, out, out_params);
+            };
+            match &mut out {
+                Out::Place(out) => run(flow, &mut out[out_part]),
+                Out::Stream(level, out, buffer) => {
+                    let out = &mut out[out_part];
+                    if one.streams() && out.as_ptr().align_offset(LINE) == 0 {
+                        flow.streaming = true;
+                        run(flow, out);
+                    } else {
+                        let made = &mut buffer[..out.len()];
+                        run(flow, made);
+                        stream(*level, made, out);
+                    }
+                }
+            }
+        }
+    };
+    match conversions {
+        Conversions::All(one) => rows(one, 0..heads * tokens),
+        Conversions::Heads(many) => {
+            for (h, one) in many[tile.head as usize..][..heads].iter().enumerate() {
+                rows(one, h * tokens..(h + 1) * tokens);
+            }
+        }
+    }
+    match out {
+        Out::Place(out) => out,
+        Out::Stream(..) => &[],
+    }
+}
+
+/// Rows converted at a time: eights of them, so that rows of an odd number of bytes still end with a line.
+fn strip_rows(bytes: usize, row_bytes: usize) -> usize {
+    let rows = bytes / row_bytes.max(1);
+    if rows < 8 { rows.max(1) } else { rows / 8 * 8 }
+}
+
+/// `len` bytes of the target.
+fn part_mut<T: Target>(target: &mut T, at: Address, len: usize) -> &mut [u8] {
+    target.dest(at.region).part(at.byte, len)
+}
+
+/// Room for the codes and the parameters of a tile, the codes from the start of a line on.
+fn room(buffer: &mut Vec<u8>, codes: usize, params: usize) -> (&mut [u8], &mut [u8]) {
+    let need = codes + params + LINE;
+    if buffer.len() < need {
+        buffer.resize(need, 0);
+    }
+    let skip = buffer.as_ptr().align_offset(LINE).min(LINE);
+    buffer[skip..][..codes + params].split_at_mut(codes)
+}
+
+/// Where dense rows of their own lie.
+const DENSE: Place<'static> = Place {
+    layer: 0,
+    pages: &[0],
+    tokens: Progression::ALL,
+};
 
 impl fmt::Debug for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Program")
-            .field("source", &self.source)
-            .field("target", &self.target)
+            .field("source", &self.source.side)
+            .field("target", &self.target.side)
             .field("heads", &self.heads)
             .field("dim", &self.dim)
             .finish_non_exhaustive()

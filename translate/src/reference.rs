@@ -1,8 +1,9 @@
 //! Slow conversion of one row, written from the definitions: what the fast path and the device kernels
 //! are compared with, bit for bit.
 //!
-//! It shares nothing with [`convert`](crate::convert) but the descriptions in [`format`](crate::format).
-//! Codes of 8-bit floats are found by searching all of them for the nearest number.
+//! It shares the descriptions in [`scheme`](crate::scheme) with [`convert`](crate::convert), and the formulas by
+//! which writers pick scales; codes are taken apart, read, found and put together one by one. Codes of small floats
+//! are found by searching all of them for the nearest number.
 //!
 //! # Number rules
 //!
@@ -14,135 +15,173 @@
 //! | `e4m3fn`           | ±448, counted                         | ±448, counted   | 0x7F, counted |
 //! | `e4m3fnuz`         | ±240, counted                         | ±240, counted   | 0x80, counted |
 //! | `e5m2`             | ±57344, counted                       | ±57344, counted | 0x7F, counted |
-//! | `int8`             | ±127, counted                         | ±127, counted   | 0, counted    |
+//! | `e5m2fnuz`         | ±57344, counted                       | ±57344, counted | 0x80, counted |
+//! | `e2m1` `e2m3` `e3m2` | the greatest, counted               | the greatest, counted | 0, counted |
+//! | integers           | the greatest (`int8` ±127), counted   | the same, counted | 0, counted |
 //! | `f16`              | ±Inf, counted                         | ±Inf       | 0x7E00, counted |
 //! | `bf16`             | ±Inf, counted                         | ±Inf       | 0x7FC0, counted |
 //! | `f32`              | ±Inf, counted (only by ÷ scale)       | ±Inf       | 0x7FC0_0000, counted |
 //!
-//! Where the writer derives a scale from the row, tile or group ([`RowScale::Row`], `q8_0`,
-//! `fp8_ds_mla`), the formulas are the engines' own (see Source), and amax is taken over
-//! *finite* elements:
+//! [`Overflow`] has two other rules for the 8-bit floats.
 //!
-//! - NaN is ignored as by `fmax`; its element is written and counted as in the table.
-//! - ±Inf is ignored as well, written as the greatest code (±127, ±448; ±224 in `e4m3fnuz`, beyond which
-//!   vLLM does not go) and counted. The engines would write an infinite scale, with which every
-//!   element of the row reads as NaN.
-//! - `int8` row scale: x × (1/s), half away from zero. ±Inf is 127 or −128, vLLM's bounds.
-//! - `q8_0`: x × (1/d), half away from zero. A reciprocal that overflows (d < 2⁻¹²⁸) is taken as 0; d is
-//!   stored as zero then. If the stored `f16` d overflows to Inf (amax above 127 × 65504), the whole group
-//!   reads as Inf or NaN, as ggml leaves it, and its 32 elements are counted as saturated or NaN.
+//! Where the writer derives scales ([`RowScale::Row`](crate::format::RowScale::Row), blocks), the formulas are the engines' own
+//! ([`Rule`](crate::scheme::Rule)), and amax, min and max are taken over *finite* elements:
 //!
-//! # Source
+//! - NaN is ignored as by `fmax`; its element is written and counted as in the table, as 0 would be where there is a
+//!   zero or a minimum.
+//! - ±Inf is ignored as well, written as the greatest code in its direction and counted. The engines would write an
+//!   infinite scale, with which every element of the row reads as NaN.
+//! - Elements that a rule clips are counted as saturated: OCP's floor, and vLLM's 4 bits for a row that does not
+//!   straddle zero. ggml's `q4_0` and `q5_0` may miss by a whole step, which is not.
+//! - If a stored scale or zero overflows to Inf (`f16`, amax above 127 × 65504 in `q8_0`), its whole tile
+//!   reads as Inf or NaN, as the engine leaves it, and its elements are counted as saturated or NaN.
 //!
-//! vLLM 0.32 (`triton_reshape_and_cache_flash.py`, `concat_and_cache_ds_mla`), ggml `d99724f2`
-//! (`quantize_row_q8_0_ref`), FlashMLA `9241ae3e` (`tests/quant.py`).
+//! # Kept scales
+//!
+//! A scale that is derived anew from numbers that are on a grid already may put them beside the new grid. So where
+//! the target can take over the scale of the source, it does, tile by tile, whatever its rule would derive: if
+//!
+//! - source and target code the tile as q·s ([`Form::Scaled`], [`RowScale::Row`](crate::format::RowScale::Row)
+//!   included), and it lies within one tile of the source;
+//! - no rotation or RoPE pairing changes in between;
+//! - there is a power of two f, 2⁻⁸ to 2⁸, by which every finite number that a source code can be becomes a number that a
+//!   target code can be (the f nearest to 1, the greater of two);
+//! - s is positive and finite, and s·g / (f·g′) with the constants g and g′ of both sides (1 if there are none) is
+//!   exactly a number that the target can store.
+//!
+//! The target then has that scale, and for each code q the code of q·f. Nothing is rounded, and nothing is counted but
+//! NaN, and Inf where the target has none. Other tiles of the row are derived as above.
 
-use std::sync::LazyLock;
+pub(crate) mod keep;
+mod number;
 
-use half::{bf16, f16};
+use crate::format::{Carriage, carriage, constant};
+use crate::format::{Counts, Pairing, Rope, RowFormat};
+use crate::number::{Number, Overflow};
+use crate::packing;
+use crate::rule::{Quantize, Stats};
+use crate::scheme::{Block, Code, Coding, Form, Packing, Place, Scales, Segment};
+use keep::Coded;
 
-use crate::element::Element;
-use crate::format::{Counts, Pairing, Rope, RowFormat, RowScale, ScaleRule};
-use crate::format::{codes_agree, constant, movable, repairing, row_scale_max};
-
-/// Numbers of a row: code × scale in `f32`, in the order stored.
+/// Numbers of a row: code × scale in `f32`, in the order stored, rotated if the format is.
 ///
-/// `scale` multiplies the codes where the format's scale is [`RowScale::Row`], and is ignored elsewhere.
+/// `params` is what the row keeps apart from its codes ([`RowFormat::params_bytes`]).
 /// NaN comes out as NaN, its sign and payload unspecified.
 ///
 /// # Panics
 ///
 /// If `dim` is not a whole number of groups, or a slice has not the row's length.
-pub fn decode_row(format: &RowFormat, dim: u32, codes: &[u8], scale: f32, out: &mut [f32]) {
+pub fn decode_row(format: &RowFormat, dim: u32, codes: &[u8], params: &[u8], out: &mut [f32]) {
     let row_bytes = format
         .row_bytes(dim)
         .expect("dim is a whole number of groups");
     assert_eq!(codes.len() as u64, row_bytes, "bytes of the row");
+    assert_eq!(
+        params.len(),
+        format.params_bytes(dim) as usize,
+        "params of the row"
+    );
     assert_eq!(out.len(), dim as usize, "elements of the row");
-    match format.element {
-        Element::Q8_0 => {
-            for (group, out) in codes.chunks(34).zip(out.chunks_mut(32)) {
-                let d = f16::from_le_bytes([group[0], group[1]]).to_f32();
-                for (q, out) in group[2..].iter().zip(out) {
-                    *out = f32::from(*q as i8) * d;
-                }
+    match (format.block(dim), &format.element.scheme().coding) {
+        (Some(block), _) => {
+            let by = constant(format.scale);
+            let (elements, bytes) = (
+                block.elements_in(dim) as usize,
+                block.bytes_in(dim) as usize,
+            );
+            for (b, out) in out.chunks_mut(elements).enumerate() {
+                let each = block.param_bytes as usize;
+                decode_block(
+                    &block,
+                    by,
+                    &codes[b * bytes..][..bytes],
+                    &params[b * each..][..each],
+                    out,
+                );
             }
         }
-        Element::Fp8DsMla => {
-            for (record, out) in codes.chunks(656).zip(out.chunks_mut(576)) {
-                for tile in 0..4 {
-                    let s = f32::from_le_bytes(
-                        record[512 + 4 * tile..][..4].try_into().expect("4 bytes"),
-                    );
-                    for i in 128 * tile..128 * (tile + 1) {
-                        out[i] = E4M3FN.value(record[i]) * s;
-                    }
-                }
-                for i in 512..576 {
-                    out[i] = decode(Element::Bf16, &record[528 + 2 * (i - 512)..][..2]);
-                }
-            }
-        }
-        element => {
-            let width = element.group_bytes() as usize;
-            for (code, out) in codes.chunks(width).zip(out) {
-                let x = decode(element, code);
-                *out = match format.scale {
-                    RowScale::None => x,
-                    RowScale::Constant(s) => x * s,
-                    RowScale::Row => x * scale,
-                };
+        (None, Coding::Custom(codec)) => codec.decode(codes, params, out),
+        (None, _) => {
+            let (number, packing) = format
+                .element
+                .number()
+                .expect("an element that stands alone");
+            for (x, code) in out
+                .iter_mut()
+                .zip(taken_apart(number, packing, codes, dim as usize))
+            {
+                *x = number::value(number, &code[..number.bytes()]) * constant(format.scale);
             }
         }
     }
 }
 
-/// Codes of a row of numbers, and its scale where the format's is [`RowScale::Row`].
+/// Codes of a row of numbers (rotated, if the format is), and its params.
 ///
 /// # Panics
 ///
-/// If `values` is not a whole number of groups, `codes` has not the row's length, or no rule derives a row
-/// scale for the element.
-pub fn encode_row(format: &RowFormat, values: &[f32], codes: &mut [u8], scale: &mut f32) -> Counts {
+/// If `values` is not a whole number of groups, a slice has not the row's length, or the element is read only.
+pub fn encode_row(
+    format: &RowFormat,
+    values: &[f32],
+    codes: &mut [u8],
+    params: &mut [u8],
+) -> Counts {
+    encode_keeping(format, values, None, codes, params)
+}
+
+/// A source and its elements, which tiles may be able to keep.
+type Keepable<'a> = Option<(&'a RowFormat, &'a [Option<Coded>])>;
+
+fn encode_keeping(
+    format: &RowFormat,
+    values: &[f32],
+    keepable: Keepable<'_>,
+    codes: &mut [u8],
+    params: &mut [u8],
+) -> Counts {
     let dim = u32::try_from(values.len()).expect("a row has less than 2^32 elements");
     let row_bytes = format
         .row_bytes(dim)
         .expect("dim is a whole number of groups");
     assert_eq!(codes.len() as u64, row_bytes, "bytes of the row");
+    assert_eq!(
+        params.len(),
+        format.params_bytes(dim) as usize,
+        "params of the row"
+    );
     let mut counts = Counts::default();
-    match (format.element, format.scale) {
-        (Element::Q8_0, _) => {
-            for (group, codes) in values.chunks(32).zip(codes.chunks_mut(34)) {
-                counts += encode_q8_0(group, codes);
+    match (format.block(dim), &format.element.scheme().coding) {
+        (Some(block), _) => {
+            let (elements, bytes) = (
+                block.elements_in(dim) as usize,
+                block.bytes_in(dim) as usize,
+            );
+            let each = block.param_bytes as usize;
+            params.fill(0);
+            for (b, values) in values.chunks(elements).enumerate() {
+                let (codes, params) = (
+                    &mut codes[b * bytes..][..bytes],
+                    &mut params[b * each..][..each],
+                );
+                let keepable =
+                    keepable.map(|(source, row)| (source, &row[b * elements..][..elements]));
+                counts += encode_block(&block, format, values, keepable, codes, params);
             }
         }
-        (Element::Fp8DsMla, _) => {
-            for (record, codes) in values.chunks(576).zip(codes.chunks_mut(656)) {
-                counts += encode_record(format.rule, record, codes);
+        (None, Coding::Custom(codec)) => counts += codec.encode(format.rule, values, codes, params),
+        (None, _) => {
+            let (number, packing) = format
+                .element
+                .number()
+                .expect("an element that stands alone");
+            let mut apart = vec![[0; 4]; values.len()];
+            for (x, code) in values.iter().zip(&mut apart) {
+                let y = x / constant(format.scale);
+                counts +=
+                    number::encode(number, format.overflow, *x, y, &mut code[..number.bytes()]);
             }
-        }
-        (element, RowScale::Row) => {
-            let max = row_scale_max(element).expect("a rule derives the row scale");
-            let s = (finite_amax(values) / max).max(1e-6);
-            let inverse = 1.0 / s;
-            *scale = s;
-            for (x, code) in values.iter().zip(codes) {
-                counts.saturated += u64::from(x.is_infinite());
-                counts.nan += u64::from(x.is_nan());
-                let y = x * inverse;
-                *code = if element == Element::Int8 {
-                    // `as` truncates towards zero and makes NaN zero.
-                    (y + 0.5f32.copysign(y)).clamp(-128.0, 127.0) as i8 as u8
-                } else {
-                    float8(element).nearest(y.clamp(-max, max)).0
-                };
-            }
-        }
-        (element, _) => {
-            let width = element.group_bytes() as usize;
-            for (x, code) in values.iter().zip(codes.chunks_mut(width)) {
-                counts += encode(element, *x, x / constant(format.scale), code);
-            }
+            put_together(number, packing, &apart, codes);
         }
     }
     counts
@@ -150,55 +189,65 @@ pub fn encode_row(format: &RowFormat, values: &[f32], codes: &mut [u8], scale: &
 
 /// One source row to one target row.
 ///
-/// Where element and scale are equal, bytes are carried and only permuted for RoPE. `scale` and `out_scale`
-/// are the row scales of the sides that have one ([`RowScale::Row`]).
-///
-/// Elements of a group share a scale, so a `q8_0` row whose pairing changes is decoded, permuted and encoded.
-/// The last 64 elements of an `fp8_ds_mla` record share none, and are moved as they are.
+/// Where codes mean the same on both sides, bytes are carried and only permuted for RoPE.
 ///
 /// # Panics
 ///
 /// As [`decode_row`] and [`encode_row`], or if the rotary part reaches beyond the row.
-#[allow(
-    clippy::too_many_arguments,
-    reason = "two rows, each with its format and its scale"
-)]
 pub fn convert_row(
     source: &RowFormat,
     target: &RowFormat,
     dim: u32,
     codes: &[u8],
-    scale: f32,
+    params: &[u8],
     out: &mut [u8],
-    out_scale: &mut f32,
+    out_params: &mut [u8],
 ) -> Counts {
-    let rope = repairing(source, target);
-    if codes_agree(source, target) {
-        let moves = rope.map(|rope| (rope, movable(source.element, &rope)));
-        if !matches!(moves, Some((_, None))) {
+    match carriage(source, target, dim) {
+        Carriage::Same => {
             out.copy_from_slice(codes);
-            if let Some((rope, Some((start, width)))) = moves {
-                for j in 0..rope.dims as usize {
-                    let from = start + partner(&rope, j) * width;
-                    out[start + j * width..][..width].copy_from_slice(&codes[from..][..width]);
-                }
-            }
-            if source.scale == RowScale::Row {
-                *out_scale = scale;
-            }
+            out_params.copy_from_slice(params);
             return Counts::default();
         }
+        Carriage::Moved {
+            rope,
+            number,
+            packing,
+            start_byte,
+            elements,
+            first,
+        } => {
+            out.copy_from_slice(codes);
+            out_params.copy_from_slice(params);
+            let bytes = start_byte..start_byte + packing.bytes(number, elements as u32) as usize;
+            let apart = taken_apart(number, packing, &codes[bytes.clone()], elements);
+            let mut moved = apart.clone();
+            for j in 0..rope.dims as usize {
+                moved[first + j] = apart[first + partner(&rope, j)];
+            }
+            put_together(number, packing, &moved, &mut out[bytes]);
+            return Counts::default();
+        }
+        Carriage::Numbers => {}
     }
     let mut values = vec![0.0; dim as usize];
-    decode_row(source, dim, codes, scale, &mut values);
+    decode_row(source, dim, codes, params, &mut values);
+    let steps = crate::format::turns(source, target, dim);
+    if let Some(rotation) = steps.undo {
+        rotation.undo(&mut values);
+    }
     let mut turned = values.clone();
-    if let Some(rope) = rope {
+    if let Some(rope) = steps.rope {
         let start = rope.offset as usize;
         for j in 0..rope.dims as usize {
             turned[start + j] = values[start + partner(&rope, j)];
         }
     }
-    encode_row(target, &turned, out, out_scale)
+    if let Some(rotation) = steps.apply {
+        rotation.apply(&mut turned);
+    }
+    let coded = keep::coded_row(source, target, dim, codes, params);
+    encode_keeping(target, &turned, Some((source, &coded)), out, out_params)
 }
 
 /// Which element of the rotary part goes to place `j` when its pairing is turned into the other one.
@@ -212,229 +261,317 @@ fn partner(rope: &Rope, j: usize) -> usize {
     }
 }
 
-/// An 8-bit float by its definition.
-struct Float8 {
-    /// The number of each code.
-    values: [f64; 256],
-    /// Code of the greatest finite number.
-    greatest: u8,
-    nan: u8,
-    negative_zero: bool,
+/// Codes one by one, in the first bytes of each array.
+fn taken_apart(number: Number, packing: Packing, codes: &[u8], n: usize) -> Vec<[u8; 4]> {
+    let mut apart = vec![[0; 4]; n];
+    if packing == Packing::Bytes {
+        let width = number.bytes();
+        for (code, bytes) in apart.iter_mut().zip(codes.chunks(width)) {
+            code[..width].copy_from_slice(bytes);
+        }
+    } else {
+        let mut bytes = vec![0; n];
+        packing::unpack(packing, number, codes, &mut bytes);
+        for (code, byte) in apart.iter_mut().zip(bytes) {
+            code[0] = byte;
+        }
+    }
+    apart
 }
 
-impl Float8 {
-    fn new(man_bits: u32, bias: i32, greatest: u8, nan: u8, infinity: Option<u8>) -> Self {
-        let negative_zero = nan != 0x80;
-        let values = std::array::from_fn(|code| {
-            let magnitude = (code & 0x7F) as u8;
-            let sign = if code >= 0x80 { -1.0 } else { 1.0 };
-            let exponent = i32::from(magnitude >> man_bits);
-            let fraction = f64::from(magnitude & ((1 << man_bits) - 1)) / f64::from(1 << man_bits);
-            if code == 0x80 && !negative_zero {
-                f64::NAN
-            } else if Some(magnitude) == infinity {
-                sign * f64::INFINITY
-            } else if magnitude > greatest {
-                f64::NAN
-            } else if exponent == 0 {
-                sign * fraction * 2f64.powi(1 - bias)
-            } else {
-                sign * (1.0 + fraction) * 2f64.powi(exponent - bias)
+fn put_together(number: Number, packing: Packing, apart: &[[u8; 4]], codes: &mut [u8]) {
+    if packing == Packing::Bytes {
+        let width = number.bytes();
+        for (code, bytes) in apart.iter().zip(codes.chunks_mut(width)) {
+            bytes.copy_from_slice(&code[..width]);
+        }
+    } else {
+        let bytes: Vec<u8> = apart.iter().map(|code| code[0]).collect();
+        packing::pack(packing, number, &bytes, codes);
+    }
+}
+
+/// Calls `each` with every tile of a segment: its elements within the segment, and where its scale lies.
+fn tiles(
+    segment: &Segment,
+    elements: usize,
+    mut each: impl FnMut(std::ops::Range<usize>, Option<(&Scales, usize)>),
+) {
+    let Some(scales) = &segment.scales else {
+        return each(0..elements, None);
+    };
+    let tile = if scales.tile == 0 {
+        elements
+    } else {
+        scales.tile as usize
+    };
+    let n = elements / tile;
+    for t in 0..n {
+        let (Place::Block(first) | Place::Params(first)) = scales.place;
+        let at = first as usize + scales.position(t, n) * scales.bytes() as usize;
+        each(t * tile..(t + 1) * tile, Some((scales, at)));
+    }
+}
+
+fn code_value(code: Code, bytes: [u8; 4]) -> f32 {
+    let stored = |number: Number| number::value(number, &bytes[..number.bytes()]);
+    match code {
+        Code::Number(number) => stored(number),
+        Code::Less(number, less) => stored(number) - less,
+        Code::Times(number, times) => stored(number) * times,
+        Code::Table(list) => list[usize::from(bytes[0])],
+    }
+}
+
+fn decode_block(block: &Block, constant: f32, codes: &[u8], params: &[u8], out: &mut [f32]) {
+    let mut first = 0;
+    for segment in block.segments {
+        let n = if segment.elements == 0 {
+            out.len()
+        } else {
+            segment.elements as usize
+        };
+        let number = segment.code.number();
+        let bytes = segment.packing.bytes(number, n as u32) as usize;
+        let apart = taken_apart(
+            number,
+            segment.packing,
+            &codes[segment.at as usize..][..bytes],
+            n,
+        );
+        let out = &mut out[first..first + n];
+        tiles(segment, n, |tile, scale| {
+            for i in tile {
+                let q = code_value(segment.code, apart[i]);
+                let Some((scales, at)) = scale else {
+                    out[i] = q;
+                    continue;
+                };
+                let (source, with_zero) = match scales.place {
+                    Place::Block(_) => (codes, scales.form != Form::Scaled),
+                    Place::Params(_) => (params, scales.form != Form::Scaled),
+                };
+                let (s, z) = scales
+                    .store
+                    .read(&source[at..][..scales.bytes() as usize], with_zero);
+                let half = |x: f32| half::f16::from_f32(x).to_f32();
+                out[i] = match scales.form {
+                    Form::Scaled => q * s,
+                    Form::Point => (q - z) * s,
+                    Form::Offset => q * s + z,
+                    Form::OffsetF16 => half(half(q * s) + z),
+                } * constant;
             }
         });
-        Self {
-            values,
-            greatest,
-            nan,
-            negative_zero,
-        }
-    }
-
-    fn value(&self, code: u8) -> f32 {
-        self.values[usize::from(code)] as f32
-    }
-
-    /// The nearest code, and what it cost.
-    ///
-    /// Rounding knows one number beyond the greatest, a step further up; what is nearest to that one
-    /// overflows.
-    fn nearest(&self, y: f32) -> (u8, Counts) {
-        if y.is_nan() {
-            return (
-                self.nan,
-                Counts {
-                    nan: 1,
-                    ..Counts::default()
-                },
-            );
-        }
-        let greatest = self.values[usize::from(self.greatest)];
-        let beyond = greatest + (greatest - self.values[usize::from(self.greatest - 1)]);
-        // What is further up is nearest to `beyond` as well, and would lose its distance to rounding.
-        let target = f64::from(y.abs()).min(beyond);
-        let mut best = (f64::INFINITY, 0);
-        for code in 0..=self.greatest + 1 {
-            let value = if code > self.greatest {
-                beyond
-            } else {
-                self.values[usize::from(code)]
-            };
-            let distance = (target - value).abs();
-            if distance < best.0 || (distance == best.0 && code % 2 == 0) {
-                best = (distance, code);
-            }
-        }
-        let saturated = best.1 > self.greatest;
-        let magnitude = if saturated { self.greatest } else { best.1 };
-        let signed = y.is_sign_negative() && (magnitude != 0 || self.negative_zero);
-        let code = magnitude | if signed { 0x80 } else { 0 };
-        (
-            code,
-            Counts {
-                saturated: u64::from(saturated),
-                ..Counts::default()
-            },
-        )
+        first += n;
     }
 }
 
-static E4M3FN: LazyLock<Float8> = LazyLock::new(|| Float8::new(3, 7, 0x7E, 0x7F, None));
-static E4M3FNUZ: LazyLock<Float8> = LazyLock::new(|| Float8::new(3, 8, 0x7F, 0x80, None));
-static E5M2: LazyLock<Float8> = LazyLock::new(|| Float8::new(2, 15, 0x7B, 0x7F, Some(0x7C)));
-
-fn float8(element: Element) -> &'static Float8 {
-    match element {
-        Element::E4m3fn => &E4M3FN,
-        Element::E4m3fnuz => &E4M3FNUZ,
-        Element::E5m2 => &E5M2,
-        other => unreachable!("{other} is no 8-bit float"),
-    }
-}
-
-/// The number of one code of an element that stands alone.
-fn decode(element: Element, code: &[u8]) -> f32 {
-    match element {
-        Element::F32 => f32::from_le_bytes(code.try_into().expect("4 bytes")),
-        Element::F16 => f16::from_le_bytes(code.try_into().expect("2 bytes")).to_f32(),
-        Element::Bf16 => bf16::from_le_bytes(code.try_into().expect("2 bytes")).to_f32(),
-        Element::Int8 => f32::from(code[0] as i8),
-        float8_element => float8(float8_element).value(code[0]),
-    }
-}
-
-/// The code of `y`, which is `x` divided by a constant scale.
-fn encode(element: Element, x: f32, y: f32, code: &mut [u8]) -> Counts {
-    let nan = u64::from(y.is_nan());
-    // Of the formats that have Inf.
-    let became_infinite = |code_is_infinite: bool| Counts {
-        saturated: u64::from(x.is_finite() && code_is_infinite),
-        nan,
-    };
-    match element {
-        Element::F32 => {
-            let y = if y.is_nan() {
-                f32::from_bits(0x7FC0_0000)
-            } else {
-                y
-            };
-            code.copy_from_slice(&y.to_le_bytes());
-            became_infinite(y.is_infinite())
-        }
-        Element::F16 => {
-            let h = if y.is_nan() {
-                f16::from_bits(0x7E00)
-            } else {
-                f16::from_f32(y)
-            };
-            code.copy_from_slice(&h.to_le_bytes());
-            became_infinite(h.is_infinite())
-        }
-        Element::Bf16 => {
-            let h = if y.is_nan() {
-                bf16::from_bits(0x7FC0)
-            } else {
-                bf16::from_f32(y)
-            };
-            code.copy_from_slice(&h.to_le_bytes());
-            became_infinite(h.is_infinite())
-        }
-        Element::Int8 => {
-            let rounded = y.round_ties_even();
-            // `as` makes NaN zero.
-            code[0] = rounded.clamp(-127.0, 127.0) as i8 as u8;
-            Counts {
-                saturated: u64::from(rounded.abs() > 127.0),
-                nan,
-            }
-        }
-        float8_element => {
-            let (nearest, counts) = float8(float8_element).nearest(y);
-            code[0] = nearest;
-            counts
-        }
-    }
-}
-
-/// The greatest magnitude among finite numbers, 0 if there are none.
-fn finite_amax(values: &[f32]) -> f32 {
-    values
-        .iter()
-        .filter(|x| x.is_finite())
-        .fold(0.0, |amax, x| x.abs().max(amax))
-}
-
-fn encode_q8_0(group: &[f32], codes: &mut [u8]) -> Counts {
-    let d = finite_amax(group) / 127.0;
-    let inverse = if d > 0.0 && (1.0 / d).is_finite() {
-        1.0 / d
-    } else {
-        0.0
-    };
-    let stored = f16::from_f32(d);
-    codes[..2].copy_from_slice(&stored.to_le_bytes());
+fn encode_block(
+    block: &Block,
+    format: &RowFormat,
+    values: &[f32],
+    keepable: Keepable<'_>,
+    codes: &mut [u8],
+    params: &mut [u8],
+) -> Counts {
     let mut counts = Counts::default();
-    for (x, code) in group.iter().zip(&mut codes[2..]) {
-        let q = if x.is_nan() {
-            counts.nan += 1;
-            0.0
+    let mut first = 0;
+    for segment in block.segments {
+        let n = if segment.elements == 0 {
+            values.len()
         } else {
-            counts.saturated += u64::from(x.is_infinite() || stored.is_infinite());
-            if x.is_infinite() {
-                127f32.copysign(*x)
-            } else {
-                (x * inverse).round()
-            }
+            segment.elements as usize
         };
-        *code = q as i8 as u8;
+        let number = segment.code.number();
+        let values = &values[first..first + n];
+        let mut apart = vec![[0; 4]; n];
+        tiles(segment, n, |tile, scale| {
+            let (values, apart) = (&values[tile.clone()], &mut apart[tile.clone()]);
+            let Some((scales, at)) = scale else {
+                for (x, code) in values.iter().zip(apart) {
+                    counts += number::encode(
+                        number,
+                        Overflow::Saturate,
+                        *x,
+                        *x,
+                        &mut code[..number.bytes()],
+                    );
+                }
+                return;
+            };
+            let target = match scales.place {
+                Place::Block(_) => &mut codes[at..][..scales.bytes() as usize],
+                Place::Params(_) => &mut params[at..][..scales.bytes() as usize],
+            };
+            let with_zero = scales.form != Form::Scaled;
+            let kept = keepable.filter(|_| !with_zero).and_then(|(source, row)| {
+                let elements = &row[first + tile.start..first + tile.end];
+                keep::kept(source, format, segment.code, scales.store, elements)
+            });
+            if let Some(kept) = kept {
+                scales.store.write(kept.scale, 0.0, false, target);
+                for (code, kept) in apart.iter_mut().zip(kept.codes) {
+                    code[0] = kept;
+                }
+                counts += kept.counts;
+                return;
+            }
+            let rule = scales.rules[format.rule.min(scales.rules.len() - 1)].1;
+            let derived = rule.derive(number, constant(format.scale), &stats(values));
+            scales
+                .store
+                .write(derived.scale, derived.zero, with_zero, target);
+            let lost = scales.store.overflows(derived.scale, derived.zero);
+            let mut made = vec![0; values.len()];
+            counts += quantized_tile(segment.code, derived.quantize, lost, values, &mut made);
+            for (code, made) in apart.iter_mut().zip(made) {
+                code[0] = made;
+            }
+        });
+        let at = segment.at as usize;
+        let bytes = segment.packing.bytes(number, n as u32) as usize;
+        put_together(number, segment.packing, &apart, &mut codes[at..][..bytes]);
+        first += n;
     }
     counts
 }
 
-fn encode_record(rule: ScaleRule, record: &[f32], codes: &mut [u8]) -> Counts {
-    let mut counts = Counts::default();
-    for tile in 0..4 {
-        let values = &record[128 * tile..128 * (tile + 1)];
-        let over = finite_amax(values) / 448.0;
-        let scale = match rule {
-            ScaleRule::AmaxOver448 => over.max(f32::MIN_POSITIVE),
-            ScaleRule::Pow2 => {
-                // 2^-13 is the least power of two that is not below 1e-4.
-                let mut power = 2f32.powi(-13);
-                while power < over {
-                    power *= 2.0;
-                }
-                power
-            }
-        };
-        for (x, code) in values.iter().zip(&mut codes[128 * tile..]) {
-            let (nearest, cost) = E4M3FN.nearest(x / scale);
-            *code = nearest;
-            counts += cost;
+/// What rules need to know of a tile.
+pub(crate) fn stats(values: &[f32]) -> Stats {
+    let mut stats = Stats::default();
+    let mut any = false;
+    for x in values.iter().copied().filter(|x| x.is_finite()) {
+        if !any {
+            (stats.min, stats.max, stats.peak) = (x, x, x);
         }
-        codes[512 + 4 * tile..][..4].copy_from_slice(&scale.to_le_bytes());
+        any = true;
+        if x.abs() > stats.amax {
+            (stats.amax, stats.peak) = (x.abs(), x);
+        }
+        // −0 and 0 are the same number, and the first of equals stays.
+        stats.min = if x < stats.min { x } else { stats.min };
+        stats.max = if x > stats.max { x } else { stats.max };
     }
-    for (x, code) in record[512..].iter().zip(codes[528..].chunks_mut(2)) {
-        counts += encode(Element::Bf16, *x, *x, code);
+    stats
+}
+
+/// Codes of a tile whose scale is known; `lost` if what was stored of it is Inf.
+pub(crate) fn quantized_tile(
+    code: Code,
+    quantize: Quantize,
+    lost: bool,
+    values: &[f32],
+    made: &mut [u8],
+) -> Counts {
+    let mut counts = Counts::default();
+    for (x, made) in values.iter().zip(made) {
+        let (one, mut cost) = quantized(code, quantize, *x);
+        if lost && cost == Counts::default() {
+            cost.saturated = 1;
+        }
+        *made = one;
+        counts += cost;
     }
     counts
+}
+
+/// The code of an element whose tile's scale is known, and what it cost.
+fn quantized(code: Code, quantize: Quantize, x: f32) -> (u8, Counts) {
+    let number = code.number();
+    let lost = Counts {
+        saturated: u64::from(x.is_infinite()),
+        nan: u64::from(x.is_nan()),
+    };
+    let nearest = |y: f32| {
+        let mut made = [0];
+        let counts = number::encode(number, Overflow::Saturate, x, y, &mut made);
+        (made[0], counts)
+    };
+    if x.is_nan() {
+        // Where code 0 is not the number 0, the code that 0 has.
+        return match quantize {
+            Quantize::Affine { most, .. } => (quantize.affine(0.0).clamp(0.0, most) as u8, lost),
+            _ => nearest(x),
+        };
+    }
+    match quantize {
+        Quantize::Nearest { by, clamp } => {
+            let y = by.of(x).clamp(-clamp, clamp);
+            let y = match code {
+                Code::Times(_, times) => y / times,
+                _ => y,
+            };
+            let (made, mut counts) = nearest(y);
+            counts.saturated |= lost.saturated;
+            (made, counts)
+        }
+        Quantize::AwayBySum(inverse) => {
+            let y = x * inverse;
+            // `as` truncates towards zero.
+            (
+                (y + 0.5f32.copysign(y)).clamp(-128.0, 127.0) as i8 as u8,
+                lost,
+            )
+        }
+        Quantize::Away(inverse) => {
+            let y = if x.is_infinite() { x } else { x * inverse };
+            (y.round().clamp(-127.0, 127.0) as i8 as u8, lost)
+        }
+        Quantize::Affine {
+            by, most, clips, ..
+        } => {
+            if x.is_infinite() {
+                let falls = matches!(by, crate::rule::By::Times(r) if r < 0.0);
+                return (if (x > 0.0) != falls { most as u8 } else { 0 }, lost);
+            }
+            let whole = quantize.affine(x);
+            let clipped = clips && !(0.0..=most).contains(&whole);
+            // As `as` has it, NaN is 0.
+            (
+                whole.clamp(0.0, most) as u8,
+                Counts {
+                    saturated: u64::from(clipped),
+                    ..lost
+                },
+            )
+        }
+        Quantize::FirstNearest(scale) => {
+            let Code::Table(list) = code else {
+                unreachable!("only lists are searched")
+            };
+            // As for other elements, what is nearest to a step beyond the greatest is lost.
+            let beyond = list[7] + (list[7] - list[6]) / 2.0;
+            // Under a scale of zero everything is zero, which is underflow.
+            let clipped = x.is_infinite() || scale > 0.0 && x.abs() >= beyond * scale;
+            let x = if clipped {
+                (beyond * scale).min(f32::MAX).copysign(x)
+            } else {
+                x
+            };
+            let mut best = 0;
+            for (i, entry) in list.iter().enumerate() {
+                let distance = |entry: f32| (entry * scale - x).abs();
+                if distance(*entry) < distance(list[best]) {
+                    best = i;
+                }
+            }
+            (
+                best as u8,
+                Counts {
+                    saturated: u64::from(clipped),
+                    ..lost
+                },
+            )
+        }
+        Quantize::E2m1Away(scale) => {
+            // Halves away from zero: the least magnitude whose upper border is above |y|.
+            let y = (x / scale).abs();
+            let borders = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0];
+            let magnitude = borders.iter().filter(|border| y >= **border).count() as u8;
+            (if x < 0.0 { magnitude | 8 } else { magnitude }, lost)
+        }
+        // The greatest code of Inf, which stands for 0 as well.
+        Quantize::Zero => nearest(if x.is_infinite() { x } else { 0.0 }),
+    }
 }

@@ -6,7 +6,7 @@
 //! that picks regions) the range is cut, at worst into single indices.
 
 use crate::{
-    cpu::{Loop, StridedCopy},
+    cpu::{Loop, Staged, StridedCopy},
     layout::{Address, Axis, AxisMap, Layout},
 };
 
@@ -34,6 +34,8 @@ pub(crate) struct Piece {
     pub(crate) source: Address,
     pub(crate) target: Address,
     pub(crate) copy: StridedCopy,
+    /// The same by way of an image, where that makes whole lines of the target.
+    pub(crate) staged: Option<Staged>,
 }
 
 /// The copies that carry a box of rows from one layout to another with equal units.
@@ -70,10 +72,12 @@ pub(crate) fn copies(
         for slot in &slots {
             for dim in &dims {
                 let loops = [&head.loops[..], &slot.loops, &dim.loops].concat();
+                let copy = StridedCopy::compile(source.unit_bytes(), loops);
                 pieces.push(Piece {
                     source: head.source.plus(slot.source).plus(dim.source),
                     target: head.target.plus(slot.target).plus(dim.target),
-                    copy: StridedCopy::compile(source.unit_bytes(), loops),
+                    staged: copy.staged(),
+                    copy,
                 });
             }
         }

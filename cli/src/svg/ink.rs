@@ -297,6 +297,11 @@ impl Ink {
         )
     }
 
+    /// Puts another picture on top.
+    pub(super) fn append(&mut self, other: Self) {
+        self.out += &other.out;
+    }
+
     fn add(&mut self, what: fmt::Arguments<'_>) {
         // Writing to a string does not fail.
         let _ = self.out.write_fmt(what);

@@ -3,10 +3,12 @@
 //!
 //! - [`ranks`]: both sides' ranks and the ribbons between them;
 //! - [`page`]: a component's page in memory;
+//! - [`mod@gallery`]: named layouts, one picture each;
 //! - [`ink`]: drawing, with text escaped and cut to its place.
 //!
 //! A hue is a head, in the ribbons as in the pages; a shade is a token.
 
+mod gallery;
 mod ink;
 mod page;
 mod ranks;
@@ -19,6 +21,7 @@ use moai_fabric::collectives::{
     traffic::PairTraffic,
 };
 
+pub(crate) use self::gallery::gallery;
 use self::{
     ink::{Anchor, INK, Ink, MUTED, PALE, Rect, Rgb, Style},
     page::{Page, Shown},
@@ -420,8 +423,8 @@ fn way(ink: &mut Ink, alike: &Alike<'_>, y: f64) {
             h: 62.0,
         };
         ink.rect(rect, 9.0, "#fafbfc", &format!(" stroke=\"{PALE}\""));
-        // Scales go on a line of their own: `e4m3fnuz`, `@tensor`.
-        let (element, scale) = match format.find(['@', ' ']) {
+        // What is beside the element goes on a line of its own: `e4m3fnuz`, `@tensor`.
+        let (element, scale) = match format.find(['.', '@', '+']) {
             Some(at) => format.split_at(at),
             None => (format.as_str(), ""),
         };

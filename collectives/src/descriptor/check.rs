@@ -4,8 +4,10 @@ use std::{collections::BTreeMap, ops::Range};
 
 use moai_translate::{
     element::Element,
-    format::{Pairing, Rope, ScaleRule},
+    format::{FormatError, Pairing, Rope, RowFormat},
     layout::{Axis, Extents, Layout, Notation, Word, overlap},
+    rotation::Rotation,
+    scheme::{Coding, Packing, Params, Place, Store},
 };
 
 use super::{
@@ -13,7 +15,7 @@ use super::{
     rank::Owned,
 };
 use crate::{
-    description::{self as doc, CpUnit, Granularity, RequestPages, Rotation, Values},
+    description::{self as doc, CpUnit, Granularity, RequestPages, Values},
     limits,
 };
 
@@ -293,40 +295,30 @@ fn components(doc: &doc::Description, groups: &[Group]) -> Checked<Vec<Component
         let format = format(doc, c, &field)?;
         let scale_name = format!("{}.scale", c.name);
         let scales = index(&scale_name);
-        match (&format.scale, scales) {
-            (Scale::TokenHead, None) => {
+        match (format.params(c.dim), scales) {
+            (Some(params), None) => {
                 return bad(
                     format!("{field}.format.scale"),
                     format!(
-                        "is per token and head, but there is no component \"{scale_name}\" that holds the scales"
+                        "{format} keeps scales apart, but there is no component \"{scale_name}\" that holds them: add one of {} heads, dim {} and element {}",
+                        c.heads,
+                        params.units,
+                        params_element(&format, params)
                     ),
                 );
             }
-            (Scale::TokenHead, Some(s)) => {
-                let s = &given[s];
-                let right = s.dim == 1
-                    && s.heads == c.heads
-                    && s.format.element == "f32"
-                    && s.format.scale.is_none()
-                    && s.of.is_none()
-                    && s.group == c.group;
-                need(right, format!("{field}.format.scale"), || {
-                    format!(
-                        "\"{scale_name}\" must be f32 with dim 1, {} heads, the same group, and neither a scale nor `of`",
-                        c.heads
-                    )
-                })?;
-            }
-            (_, Some(_)) => {
+            (Some(params), Some(s)) => params_component(c, &format, params, &given[s], s)?,
+            (None, Some(_)) => {
                 return bad(
                     format!("{field}.format.scale"),
                     format!(
-                        "component \"{scale_name}\" holds scales, so the granularity must be token_head"
+                        "component \"{scale_name}\" holds scales, but {format} keeps none apart; the granularity token_head would"
                     ),
                 );
             }
-            (_, None) => {}
+            (None, None) => {}
         }
+        along_rows(c, &format, &field)?;
         let owner = c.name.strip_suffix(".scale");
         if let Some(owner) = owner {
             need(index(owner).is_some(), format!("{field}.name"), || {
@@ -382,6 +374,8 @@ fn components(doc: &doc::Description, groups: &[Group]) -> Checked<Vec<Component
                 }
             }
         }
+        let notation = notation(&c.layout, &field)?;
+        aligned(&c.layout, &notation, format.element, &field)?;
         components.push(Component {
             name: c.name.clone(),
             heads: c.heads,
@@ -392,12 +386,155 @@ fn components(doc: &doc::Description, groups: &[Group]) -> Checked<Vec<Component
             format,
             whole,
             group,
-            notation: notation(&c.layout, &field)?,
+            notation,
             scales,
             is_scales: owner.is_some(),
         });
     }
     Ok(components)
+}
+
+/// The element in which params lie.
+fn params_element(format: &Format, params: Params) -> Element {
+    let store = match &format.element.scheme().coding {
+        Coding::Block(block) => block.segments.iter().find_map(|segment| {
+            let scales = segment.scales?;
+            matches!(scales.place, Place::Params(_)).then_some(scales.store)
+        }),
+        _ => None,
+    };
+    let name = match (store, params.unit_bytes) {
+        (Some(Store::E4m3fn), _) => "e4m3fn",
+        (Some(Store::Bf16), _) => "bf16",
+        (_, 1) => "e8m0",
+        (_, 2) => "f16",
+        _ => "f32",
+    };
+    name.parse().expect("the table has the types of scales")
+}
+
+/// What holds the params of `owner` holds just them, row for row.
+fn params_component(
+    owner: &doc::Component,
+    format: &Format,
+    params: Params,
+    scales: &doc::Component,
+    s: usize,
+) -> Checked<()> {
+    let field = format!("components[{s}]");
+    let element = params_element(format, params);
+    need(
+        scales.format.element == element.name(),
+        format!("{field}.format.element"),
+        || {
+            format!(
+                "is \"{}\", but {format} keeps its scales as {element}: give that",
+                scales.format.element
+            )
+        },
+    )?;
+    need(scales.dim == params.units, format!("{field}.dim"), || {
+        format!(
+            "is {}, but rows of {} in {format} keep {} of {element} apart: give that",
+            scales.dim, owner.dim, params.units
+        )
+    })?;
+    need(
+        scales.heads == owner.heads,
+        format!("{field}.heads"),
+        || {
+            format!(
+                "is {}, but \"{}\", whose scales these are, has {}: give as many",
+                scales.heads, owner.name, owner.heads
+            )
+        },
+    )?;
+    need(
+        scales.group == owner.group,
+        format!("{field}.group"),
+        || {
+            let say = |group: &Option<String>| {
+                group
+                    .as_ref()
+                    .map_or_else(|| "none".to_owned(), |g| format!("\"{g}\""))
+            };
+            format!(
+                "is {}, but \"{}\", whose scales these are, names {}: give the same",
+                say(&scales.group),
+                owner.name,
+                say(&owner.group)
+            )
+        },
+    )?;
+    let says = [
+        ("format.scale", scales.format.scale.is_some()),
+        ("format.scale_rule", scales.format.scale_rule.is_some()),
+        (
+            "format.rotation",
+            !matches!(scales.format.rotation, None | Some(doc::Rotation::None)),
+        ),
+        ("rope", scales.rope.is_some()),
+        ("of", scales.of.is_some()),
+    ];
+    for (name, given) in says {
+        need(!given, format!("{field}.{name}"), || {
+            format!(
+                "is given, but \"{}\" holds scales of \"{}\", which are read as they lie: leave it out",
+                scales.name, owner.name
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// KIVI groups keys along tokens, one channel at a time; rows run along dims.
+fn along_rows(c: &doc::Component, format: &Format, field: &str) -> Checked<()> {
+    let whole = c.of.as_ref().map_or(&c.name, |of| &of.component);
+    let keys = whole == "key" || c.rope.is_some();
+    let kivi = format.element.name().starts_with("kivi_");
+    need(!(kivi && keys), format!("{field}.format.element"), || {
+        format!(
+            "{} groups keys by channel along tokens, and a row of \"{}\" is one token's dims, so its bytes would be read as other numbers: describe keys that are not yet quantized (bf16, f16), or values in {}",
+            format.element, c.name, format.element
+        )
+    })
+}
+
+/// A number of several bytes lies where the engine's tensor of its type would have it.
+fn aligned(
+    layout: &doc::Layout,
+    notation: &Notation,
+    element: Element,
+    field: &str,
+) -> Checked<()> {
+    let Some((number, Packing::Bytes)) = element.number() else {
+        return Ok(());
+    };
+    let width = number.bytes() as u64;
+    let even = |what: &str, bytes: u64| {
+        need(
+            bytes.is_multiple_of(width),
+            format!("{field}.layout"),
+            || {
+                format!(
+                    "{what} is {bytes} bytes, no multiple of the {width} bytes of {element}, where no tensor of {element} can lie: pad it to {}",
+                    bytes.div_ceil(width).saturating_mul(width)
+                )
+            },
+        )
+    };
+    for word in notation.words() {
+        if let Some(bytes) = word.stride_bytes {
+            even(&format!("the stride of `{}`", word.key()), bytes)?;
+        }
+    }
+    if let doc::Layout::Strided(strided) = layout {
+        even("offset_bytes", strided.offset_bytes)?;
+        for (key, &bytes) in &strided.strides_bytes {
+            even(&format!("the stride of `{key}`"), bytes)?;
+        }
+    }
+    Ok(())
 }
 
 fn notation(layout: &doc::Layout, field: &str) -> Checked<Notation> {
@@ -436,42 +573,66 @@ fn format(doc: &doc::Description, c: &doc::Component, field: &str) -> Checked<Fo
     let element: Element = match c.format.element.parse() {
         Ok(element) => element,
         Err(error) => {
-            let error: moai_translate::format::FormatError = error;
+            let error: FormatError = error;
             return bad(format!("{at}.element"), error.to_string());
         }
     };
-    let group = element.group_elements();
-    need(c.dim.is_multiple_of(group), format!("{field}.dim"), || {
-        format!(
-            "{} is not a whole number of {}'s groups of {group}",
-            c.dim,
-            element.name()
-        )
-    })?;
+    let mut row = RowFormat::of(element);
+    match row.row_bytes(c.dim) {
+        Ok(_) => {}
+        Err(FormatError::RaggedRow { group_elements, .. }) => {
+            return bad(
+                format!("{field}.dim"),
+                format!(
+                    "{} is not a whole number of {element}'s groups of {group_elements}: pad the row, or use another element",
+                    c.dim
+                ),
+            );
+        }
+        Err(error) => return bad(format!("{field}.dim"), error.to_string()),
+    }
+    if let Some(rule) = &c.format.scale_rule {
+        row = match row.with_rule(rule) {
+            Ok(row) => row,
+            Err(error) => return bad(format!("{at}.scale_rule"), error.to_string()),
+        };
+    }
     let scale = match &c.format.scale {
         None => Scale::None,
         Some(scale) => constant_scale(doc, c, scale, element, &format!("{at}.scale"))?,
     };
-    let rotation = c.format.rotation.unwrap_or(Rotation::None);
-    if let Rotation::Hadamard(n) = rotation {
-        need(
-            n.is_power_of_two() && c.dim.is_multiple_of(n),
-            format!("{at}.rotation"),
-            || {
-                format!(
-                    "hadamard {n} is not a power of two that divides dim {}",
-                    c.dim
-                )
-            },
-        )?;
-    }
+    let rotation = Rotation::from(c.format.rotation.unwrap_or(doc::Rotation::None));
+    let own = element.rotation();
+    need(
+        rotation == Rotation::None || own == Rotation::None,
+        format!("{at}.rotation"),
+        || format!("{rotation} is given, but {element} brings its own, {own}: leave it out"),
+    )?;
+    need(own.fits(c.dim), format!("{field}.dim"), || {
+        format!(
+            "{} cannot be rotated as {element} is ({own}), in blocks of a power of two up to 256: pad the row, or use another element",
+            c.dim
+        )
+    })?;
+    // 0 would stand for the greatest that fits, which a description spells out.
+    let fits = rotation != Rotation::Hadamard(0) && rotation.fits(c.dim);
+    need(fits, format!("{at}.rotation"), || {
+        let most = 1 << c.dim.trailing_zeros();
+        match rotation {
+            Rotation::Signed => format!(
+                "{rotation} has blocks of up to 256, and those of dim {} would be {most}: describe pieces, or no rotation",
+                c.dim
+            ),
+            _ => format!(
+                "{rotation} is not of a power of two that divides dim {}; the greatest is {most}",
+                c.dim
+            ),
+        }
+    })?;
     Ok(Format {
         element,
         scale,
-        rule: match c.format.scale_rule {
-            None | Some(doc::ScaleRule::Raw) => ScaleRule::AmaxOver448,
-            Some(doc::ScaleRule::Pow2) => ScaleRule::Pow2,
-        },
+        rule: row.rule,
         rotation,
     })
 }
@@ -493,11 +654,15 @@ fn constant_scale(
             )
         },
     )?;
-    need(!element.is_grouped(), at, || {
-        format!(
-            "{} keeps its scales in its groups and takes none beside them",
-            element.name()
-        )
+    let takes = match scale.granularity {
+        Granularity::TokenHead => element.takes_row_scale(),
+        Granularity::Tensor | Granularity::Head => element.takes_constant_scale(),
+    };
+    need(takes, at, || match scale.granularity {
+        Granularity::TokenHead if element.takes_constant_scale() => format!(
+            "{element} brings scales of its own and takes no token_head scales beside them; a tensor or head scale it would"
+        ),
+        _ => format!("{element} brings scales of its own and takes none beside them: leave it out"),
     })?;
     let one = |at: &str, value: f64| -> Checked<f32> {
         let single = value as f32;
@@ -715,9 +880,7 @@ fn place(
                     format!("{} is also the part of \"{}\"", component.part, twin.name),
                 );
             }
-            let row = |o: &Component| {
-                o.format.element.group_bytes() * (o.dim / o.format.element.group_elements())
-            };
+            let row = |o: &Component| o.format.element.row_bytes(o.dim);
             // Where `part` picks a region, or its stride is given, nothing follows from the rows.
             let derived = |w: &Word| w.axis == Axis::Part && !w.region && w.stride_bytes.is_none();
             let dense = matches!(doc.components[c].layout, doc::Layout::Text(_))
@@ -740,12 +903,14 @@ fn place(
             }
         }
         let element = component.format.element;
-        if element.is_grouped() && component.notation.split_of(Axis::Dim).is_some() {
+        let unit = element.unit(component.dim);
+        let block = unit.elements > 1 && unit.elements >= element.group_elements(component.dim);
+        if block && element.is_grouped() && component.notation.split_of(Axis::Dim).is_some() {
             return bad(
                 format!("{at}.layout"),
                 format!(
-                    "splits `dim`, but {} is made of indivisible groups",
-                    element.name()
+                    "splits `dim`, but {element} is made of indivisible groups of {} elements in {} bytes: leave `dim` whole",
+                    unit.elements, unit.bytes
                 ),
             );
         }
@@ -768,7 +933,7 @@ fn place(
             page: shard.pages,
             head: own.heads.end - own.heads.start,
             slot: slots,
-            dim: component.dim / element.group_elements(),
+            dim: component.dim / unit.elements,
         };
         let none = BTreeMap::new();
         let (offset, strides) = match &doc.components[c].layout {
@@ -778,7 +943,7 @@ fn place(
         let layout = Layout::new(
             &component.notation,
             extents,
-            element.group_bytes(),
+            unit.bytes,
             component.part,
             offset,
             strides,

@@ -11,12 +11,14 @@ use std::ops::Range;
 
 use moai_translate::{
     element::Element,
-    format::{Rope, RowFormat, RowScale, ScaleRule},
+    format::{Rope, RowFormat, RowScale},
     layout::Notation,
+    rotation::Rotation,
+    scheme::Params,
 };
 use thiserror::Error;
 
-use crate::{description::Rotation, tokens::Deal};
+use crate::tokens::Deal;
 
 pub use rank::{RankShard, RegionSpec};
 
@@ -108,9 +110,9 @@ pub struct Format {
     pub element: Element,
     /// Scale outside of the element.
     pub scale: Scale,
-    /// How a writer of records picks their scales.
-    pub rule: ScaleRule,
-    /// Rotation applied after RoPE.
+    /// By which of the element's rules a writer picks scales.
+    pub rule: usize,
+    /// Rotation applied after RoPE, beyond what belongs to the element.
     pub rotation: Rotation,
 }
 
@@ -142,25 +144,51 @@ impl Format {
             Scale::Unknown => return None,
         };
         Some(RowFormat {
-            element: self.element,
             scale,
             rule: self.rule,
+            rotation: self.rotation,
             rope,
+            ..RowFormat::of(self.element)
         })
     }
 
-    /// Bytes of `dim` elements with their row scale, if they have one.
+    /// What rows of `dim` elements keep apart from their codes: a scale each, or the params of the element.
+    #[must_use]
+    pub fn params(&self, dim: u32) -> Option<Params> {
+        match self.scale {
+            Scale::TokenHead => Some(Params {
+                units: 1,
+                unit_bytes: 4,
+            }),
+            _ => self.element.params(dim),
+        }
+    }
+
+    /// Bytes of `dim` elements with what they keep apart.
     #[must_use]
     pub fn row_bytes(&self, dim: u32) -> u64 {
-        let groups = u64::from(dim / self.element.group_elements());
-        let scale = if self.scale == Scale::TokenHead { 4 } else { 0 };
-        groups * u64::from(self.element.group_bytes()) + scale
+        let params = self.params(dim).map_or(0, Params::bytes);
+        self.element.row_bytes(dim) + u64::from(params)
+    }
+
+    /// The rotation of rows of `dim`, the element's own included.
+    #[must_use]
+    pub fn rotated(&self, dim: u32) -> Rotation {
+        RowFormat {
+            rotation: self.rotation,
+            ..RowFormat::of(self.element)
+        }
+        .rotated(dim)
     }
 }
 
+/// As [`RowFormat::named`] reads it: an element, then what there is of `.rule`, `@scale` and `+rotation`.
 impl std::fmt::Display for Format {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.element.name())?;
+        if let (1.., Some(rule)) = (self.rule, self.element.scheme().rules().nth(self.rule)) {
+            write!(f, ".{rule}")?;
+        }
         f.write_str(match self.scale {
             Scale::None => "",
             Scale::Tensor(_) => "@tensor",
@@ -168,12 +196,11 @@ impl std::fmt::Display for Format {
             Scale::TokenHead => "@token_head",
             Scale::Unknown => "@unknown",
         })?;
-        if self.element == Element::Fp8DsMla && self.rule == ScaleRule::Pow2 {
-            f.write_str(".pow2")?;
-        }
         match self.rotation {
             Rotation::None => Ok(()),
-            Rotation::Hadamard(n) => write!(f, " hadamard {n}"),
+            Rotation::Hadamard(n) => write!(f, "+hadamard{n}"),
+            Rotation::Signed => f.write_str("+signed"),
+            other => write!(f, "+{other}"),
         }
     }
 }

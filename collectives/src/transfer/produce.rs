@@ -110,9 +110,10 @@ pub fn produce(
             let (runner, sums, next) = (&mut serve.runner, &mut serve.sums, serve.next);
             let mut counts = moai_translate::format::Counts::default();
             let posted = interface.post(to, batch, &mut |out| {
-                counts = runner.gather(next, pool, out);
+                let digest;
+                (counts, digest) = runner.gather_digested(next, pool, out, key);
                 let sum = &mut sums[chunk.step as usize];
-                *sum = sum.wrapping_add(runner.digest(next, out, key));
+                *sum = sum.wrapping_add(digest);
             });
             match posted {
                 Ok(Posted::Done | Posted::InFlight(_)) => {

@@ -5,8 +5,10 @@
 
 use serde_json::{Map, Value, json};
 
+use moai_translate::element::Element;
+
 use super::{
-    naive::{held, unit},
+    naive::{Coding, alignment, coding, held},
     rng::Rng,
 };
 
@@ -61,7 +63,6 @@ struct Whole {
     name: String,
     heads: u32,
     group: Option<usize>,
-    rotation: u32,
     /// Rotary dims, first of them, and whether each side interleaves; `None` where none is stated.
     rope: Option<(u32, u32, [bool; 2])>,
     /// Pieces of each side.
@@ -88,6 +89,46 @@ impl Piece {
 
     fn element(&self) -> &str {
         self.format["element"].as_str().unwrap()
+    }
+
+    fn coding(&self) -> Coding {
+        coding(self.element(), self.dim()).expect("dim fits")
+    }
+
+    /// What a row keeps apart: how many, and of which element.
+    fn params(&self) -> Option<(u32, &'static str)> {
+        match self.has_row_scale() {
+            true => Some((1, "f32")),
+            false => self.coding().params,
+        }
+    }
+
+    /// The rotation that a description gives: elements of a block, and whether signs come first.
+    fn given_rotation(&self) -> Option<(u32, bool)> {
+        match self.format.get("rotation")? {
+            Value::String(word) if word == "signed" => {
+                Some((1 << self.dim().trailing_zeros(), true))
+            }
+            Value::String(_) => None,
+            rotation => Some((rotation["hadamard"].as_u64().unwrap() as u32, false)),
+        }
+    }
+
+    /// The same, or that of the element.
+    fn rotation(&self) -> Option<(u32, bool)> {
+        let own =
+            own_rotation(self.element()).map(|signs| (1 << self.dim().trailing_zeros(), signs));
+        own.or_else(|| self.given_rotation())
+            .filter(|(n, signs)| *n > 1 || *signs)
+    }
+}
+
+/// Whether an element brings a rotation, and with signs.
+fn own_rotation(element: &str) -> Option<bool> {
+    match element {
+        "int4_per_token_head" => Some(true),
+        "turboquant_k4_nc" | "turboquant_k3_nc" => Some(false),
+        _ => None,
     }
 }
 
@@ -167,8 +208,9 @@ pub(crate) fn model(rng: &mut Rng, options: Options) -> Model {
         };
         if latent {
             let dim = match rng.below(20) {
-                0..2 => 576,
-                2..6 => 96,
+                0..4 => 576,
+                4..6 => 512,
+                6..9 => 96,
                 _ => rng.pick(&[24, 40, 72]),
             };
             wholes.push(whole(rng, name("latent"), 1, dim, group, layers, true));
@@ -176,15 +218,16 @@ pub(crate) fn model(rng: &mut Rng, options: Options) -> Model {
                 wholes.push(whole(rng, name("indexer"), 1, 16, group, layers, false));
             }
         } else {
-            let dims = [2, 4, 6, 8, 10, 16, 16, 24, 32, 32, 64];
+            let dims = [1, 2, 4, 6, 8, 10, 16, 24, 32, 32, 32, 64, 64, 64, 96, 128];
             let dim = rng.pick(&dims);
-            wholes.push(whole(rng, name("key"), heads, dim, group, layers, false));
+            let cut = rng.percent(20);
+            wholes.push(whole(rng, name("key"), heads, dim, group, layers, cut));
             let dim = if rng.percent(70) {
                 dim
             } else {
                 rng.pick(&dims)
             };
-            wholes.push(whole(rng, name("value"), heads, dim, group, layers, false));
+            wholes.push(whole(rng, name("value"), heads, dim, group, layers, cut));
             if rng.percent(15) {
                 wholes.push(whole(rng, name("indexer"), 1, 8, group, layers, false));
             }
@@ -225,10 +268,11 @@ fn whole(
     may_cut: bool,
 ) -> Whole {
     let mut cuts = [vec![(0, dim)], vec![(0, dim)]];
-    if may_cut {
+    if may_cut && dim.is_multiple_of(8) {
         let grain = if dim.is_multiple_of(32) { 32 } else { 8 };
+        let often = if dim > 500 { 20 } else { 50 };
         for side in &mut cuts {
-            if rng.percent(50) {
+            if rng.percent(often) {
                 let parts = rng.between(1, 3.min(dim / grain));
                 let pieces = cut(rng, 0, dim / grain, parts);
                 *side = pieces.iter().map(|p| (p.0 * grain, p.1 * grain)).collect();
@@ -238,26 +282,13 @@ fn whole(
     let mut edges: Vec<u32> = cuts.iter().flatten().flat_map(|p| [p.0, p.1]).collect();
     edges.sort_unstable();
     edges.dedup();
-    let rotation = if rng.percent(4) {
-        divisors(gcd(edges.iter().copied()))
-    } else {
-        vec![1]
-    };
-    let rotation = rng.pick(&rotation);
-    let rotation = if rotation.is_power_of_two() {
-        rotation
-    } else {
-        1
-    };
     // The rotary part lies within one interval that both sides keep together.
     let i = rng.below(edges.len() as u32 - 1) as usize;
     let (low, high) = (edges[i], edges[i + 1]);
-    let rope = rng.percent(60).then(|| {
+    let rope = (high - low > 1 && rng.percent(60)).then(|| {
         let dims = 2 * rng.between(1, (high - low) / 2);
         let from = low + rng.below(high - low - dims + 1);
-        let a = rng.percent(50);
-        let b = if rotation == 1 { rng.percent(50) } else { a };
-        (dims, from, [a, b])
+        (dims, from, [rng.percent(50), rng.percent(50)])
     });
     for _ in 0..60 {
         let mut draw = |side: usize, other: Option<&Vec<Piece>>| -> Vec<Piece> {
@@ -267,6 +298,10 @@ fn whole(
                     let mate = list.iter().find(|p| p.from <= from && to <= p.to)?;
                     rng.percent(45).then(|| mate.format.clone())
                 });
+                let mate = mate.filter(|format| {
+                    let element = format["element"].as_str().unwrap();
+                    coding(element, to - from).is_some()
+                });
                 let format = mate.unwrap_or_else(|| format(rng, to - from, heads, layers));
                 pieces.push(Piece { from, to, format });
             }
@@ -274,12 +309,11 @@ fn whole(
         };
         let a = draw(0, None);
         let b = draw(1, Some(&a));
-        if fits(&a, &b) {
+        if fits(&name, &a, &b, rope) {
             return Whole {
                 name,
                 heads,
                 group,
-                rotation,
                 rope,
                 pieces: [a, b],
             };
@@ -297,40 +331,46 @@ fn whole(
         name,
         heads,
         group,
-        rotation,
         rope,
         pieces: [plain(0), plain(1)],
     }
 }
 
 fn format(rng: &mut Rng, dim: u32, heads: u32, layers: u32) -> Value {
-    let element = rng.pick(&[
-        "f32",
-        "f16",
-        "bf16",
-        "bf16",
-        "e4m3fn",
-        "e4m3fn",
-        "e4m3fnuz",
-        "e5m2",
-        "int8",
-        "q8_0",
-        "fp8_ds_mla",
-    ]);
-    let element = match element {
-        "q8_0" if !dim.is_multiple_of(32) => "bf16",
-        _ if dim == 576 && rng.percent(30) => "fp8_ds_mla",
-        "fp8_ds_mla" if dim != 576 => "e4m3fn",
-        element => element,
+    let plain = [
+        "f32", "f16", "bf16", "bf16", "e4m3fn", "e4m3fn", "e4m3fnuz", "e5m2", "int8",
+    ];
+    let all: Vec<&str> = Element::all()
+        .map(Element::name)
+        .filter(|element| coding(element, dim).is_some())
+        .collect();
+    // Those that few dims fit.
+    let rare = ["ds_mla", "dsv4_fp8", "turboquant_k", "ggml_nvfp4", "kivi"];
+    let is_rare = |name: &&str| rare.iter().any(|part| name.contains(part));
+    let rare: Vec<&str> = all.iter().copied().filter(is_rare).collect();
+    let element = match rng.below(10) {
+        0..3 => rng.pick(&plain),
+        3..5 if !rare.is_empty() => rng.pick(&rare),
+        5..8 if dim > 500 => rng.pick(&rare),
+        _ => rng.pick(&all),
     };
     let mut format = json!({ "element": element });
-    if element == "fp8_ds_mla" {
-        if rng.percent(50) {
-            format["scale_rule"] = json!("pow2");
-        }
-        return format;
+    let described: Element = element.parse().unwrap();
+    let rules: Vec<&str> = described.scheme().rules().collect();
+    if !rules.is_empty() && rng.percent(50) {
+        format["scale_rule"] = json!(rng.pick(&rules));
     }
-    if element == "q8_0" {
+    // A block of signs is as long as there are signs.
+    let block = 1_u32 << dim.trailing_zeros();
+    if own_rotation(element).is_none() && rng.percent(12) {
+        format["rotation"] = match rng.below(5) {
+            0 => json!("none"),
+            1 if block <= 256 => json!("signed"),
+            _ => json!({ "hadamard": rng.pick(&divisors(block)) }),
+        };
+    }
+    let alone = !described.is_grouped();
+    if !alone && (element != "nvfp4" || rng.percent(30)) {
         return format;
     }
     let mut one = || match rng.below(4) {
@@ -355,30 +395,73 @@ fn format(rng: &mut Rng, dim: u32, heads: u32, layers: u32) -> Value {
                 .collect();
             json!({ "granularity": "head", "values": values })
         }
+        _ if !alone => return format,
         _ => json!({ "granularity": "token_head" }),
     };
     format["scale"] = scale;
     format
 }
 
+type Rotary = Option<(u32, u32, [bool; 2])>;
+
 /// Whether every two pieces that meet can be turned into one another.
-fn fits(a: &[Piece], b: &[Piece]) -> bool {
-    a.iter().all(|s| {
-        b.iter().all(|t| {
-            let (from, to) = (s.from.max(t.from), s.to.min(t.to));
-            if from >= to {
-                return true;
-            }
-            let whole_groups = |p: &Piece| {
-                let (group, _) = unit(p.element());
-                (from - p.from).is_multiple_of(group) && (to - from).is_multiple_of(group)
-            };
-            let whole_rows = |p: &Piece| !p.has_row_scale() || p.dim() == to - from;
-            let derives = t.has_row_scale() && !(s.has_row_scale() && s.element() == t.element());
-            let rule = ["int8", "e4m3fn", "e4m3fnuz"].contains(&t.element());
-            [s, t].into_iter().all(|p| whole_groups(p) && whole_rows(p)) && (rule || !derives)
-        })
-    })
+fn fits(name: &str, a: &[Piece], b: &[Piece], rope: Rotary) -> bool {
+    let within = |p: &Piece| rope.filter(|(dims, from, _)| p.from <= *from && from + dims <= p.to);
+    // Keys are grouped along tokens there, which rows cannot say.
+    let grouped_along_rows =
+        |p: &Piece| !p.element().starts_with("kivi") || (name != "key" && within(p).is_none());
+    let meet = |s: &Piece, t: &Piece| {
+        let (from, to) = (s.from.max(t.from), s.to.min(t.to));
+        if from >= to {
+            return true;
+        }
+        let whole = |p: &Piece| {
+            let group = p.coding().group;
+            let groups = (from - p.from).is_multiple_of(group) && (to - from).is_multiple_of(group);
+            let row = !p.has_row_scale() || p.dim() == to - from;
+            let blocks = p.rotation().is_none_or(|(n, signs)| {
+                let n = if signs { p.dim() } else { n };
+                (from - p.from).is_multiple_of(n) && (to - from).is_multiple_of(n)
+            });
+            groups && row && blocks
+        };
+        if !whole(s) || !whole(t) {
+            return false;
+        }
+        let paired =
+            within(s).filter(|(dims, _, [a, b])| within(t).is_some() && *dims > 2 && a != b);
+        let alike = s.element() == t.element()
+            && s.has_row_scale() == t.has_row_scale()
+            && s.rotation() == t.rotation();
+        let codes_move = paired.is_none() || (s.rotation().is_none() && moves(t, paired));
+        if !alone(t.element()) && alike && !codes_move {
+            return false;
+        }
+        let carried = alike && codes_move;
+        let derives = t.has_row_scale() && !["int8", "e4m3fn", "e4m3fnuz"].contains(&t.element());
+        carried || !(derives || t.element() == "iq4_nl")
+    };
+    a.iter().chain(b).all(grouped_along_rows) && a.iter().all(|s| b.iter().all(|t| meet(s, t)))
+}
+
+fn alone(element: &str) -> bool {
+    !element.parse::<Element>().unwrap().is_grouped()
+}
+
+/// Whether the codes of the rotary part can change places without changing scales.
+fn moves(piece: &Piece, rope: Rotary) -> bool {
+    let Some((dims, from, _)) = rope else {
+        return true;
+    };
+    let (from, to) = (from - piece.from, from - piece.from + dims);
+    let row = ["lmdeploy", "turbomind", "turboquant_v", "dsv32_indexer"];
+    match piece.element() {
+        element if alone(element) => true,
+        element if row.iter().any(|name| element.starts_with(name)) => true,
+        "fp8_ds_mla" | "nvfp4_ds_mla" => from >= 512,
+        "dsv4_fp8" => from / 512 == (to - 1) / 512 && from % 512 >= 448,
+        _ => false,
+    }
 }
 
 /// A component to be laid out.
@@ -387,8 +470,11 @@ struct Part {
     heads: u32,
     units: u32,
     unit_bytes: u32,
+    /// Of what its offset and strides are multiples.
+    align: u32,
     group: Option<usize>,
     splits_dim: bool,
+    is_scales: bool,
     json: Map<String, Value>,
 }
 
@@ -819,9 +905,6 @@ fn described(rng: &mut Rng, whole: &Whole, piece: &Piece, which: usize) -> Vec<P
     if cut || rng.percent(5) {
         json["of"] = json!({ "component": whole.name, "dims": [piece.from, piece.to] });
     }
-    if whole.rotation > 1 {
-        json["format"]["rotation"] = json!({ "hadamard": whole.rotation });
-    }
     if let Some((dims, from, interleaves)) = whole.rope
         && piece.from <= from
         && from + dims <= piece.to
@@ -840,31 +923,41 @@ fn described(rng: &mut Rng, whole: &Whole, piece: &Piece, which: usize) -> Vec<P
         Value::Object(map) => map,
         _ => unreachable!(),
     };
-    let (group_elements, unit_bytes) = unit(piece.element());
+    let Coding {
+        unit: (elements, unit_bytes),
+        group: together,
+        ..
+    } = piece.coding();
     let mut parts = vec![Part {
         name: name.clone(),
         heads: whole.heads,
-        units: piece.dim() / group_elements,
+        units: piece.dim() / elements,
         unit_bytes,
+        align: alignment(piece.element()),
         group: whole.group,
-        splits_dim: group_elements == 1,
+        // Blocks that hold more than codes stay whole.
+        splits_dim: alone(piece.element()) || elements == 1 || elements < together,
+        is_scales: false,
         json: object(json),
     }];
-    if piece.has_row_scale() {
+    if let Some((count, element)) = piece.params() {
         let scales = format!("{name}.scale");
         let mut json = json!({
-            "name": scales, "heads": whole.heads, "dim": 1, "format": { "element": "f32" },
+            "name": scales, "heads": whole.heads, "dim": count, "format": { "element": element },
         });
         if let Some(group) = whole.group {
             json["group"] = json!(group);
         }
+        let unit_bytes = coding(element, 1).unwrap().unit.1;
         parts.push(Part {
             name: scales,
             heads: whole.heads,
-            units: 1,
-            unit_bytes: 4,
+            units: count,
+            unit_bytes,
+            align: alignment(element),
             group: whole.group,
-            splits_dim: false,
+            splits_dim: true,
+            is_scales: true,
             json: object(json),
         });
     }
@@ -913,8 +1006,12 @@ fn place(rng: &mut Rng, parts: &mut [Part], mine: &[usize], sizes: &[Sizes], poo
         } else {
             let part = &mut parts[mine[first]];
             let names_part = rng.percent(8) && !sizes[first].in_turns;
-            let words = words(rng, &sizes[first], names_part, part.splits_dim);
-            let layout = strided(rng, &words, &sizes[first], part.unit_bytes);
+            let words = match interleaved(&sizes[first]) {
+                Some(words) if part.is_scales && rng.percent(30) => words,
+                _ => words(rng, &sizes[first], names_part, part.splits_dim),
+            };
+            let names_part = names_part && words.iter().any(|w| w.axis == PART);
+            let layout = strided(rng, &words, &sizes[first], part);
             part.json.insert("layout".into(), layout);
             part.json.insert("pool".into(), json!(pool()));
             if names_part {
@@ -983,6 +1080,28 @@ fn words(rng: &mut Rng, sizes: &Sizes, names_part: bool, splits_dim: bool) -> Ve
     words
 }
 
+/// Scales of four tokens side by side, as trtllm-gen reads them for values.
+fn interleaved(sizes: &Sizes) -> Option<Vec<Word>> {
+    let half = |outer| Word {
+        split: 4,
+        outer,
+        ..Word::whole(SLOT)
+    };
+    let layer = Word {
+        region: true,
+        ..Word::whole(LAYER)
+    };
+    let words = vec![
+        layer,
+        Word::whole(PAGE),
+        Word::whole(HEAD),
+        half(true),
+        Word::whole(DIM),
+        half(false),
+    ];
+    sizes.common[SLOT].is_multiple_of(4).then_some(words)
+}
+
 fn text(words: &[Word]) -> String {
     let word = |w: &Word| {
         if w.region {
@@ -995,19 +1114,20 @@ fn text(words: &[Word]) -> String {
 }
 
 /// Dense, or with strides that leave gaps, or that nest in another order than the text.
-fn strided(rng: &mut Rng, words: &[Word], sizes: &Sizes, unit_bytes: u32) -> Value {
+fn strided(rng: &mut Rng, words: &[Word], sizes: &Sizes, part: &Part) -> Value {
+    let align = u64::from(part.align);
     let mut strides: Vec<(usize, u64)> = Vec::new();
     let offsets: Vec<usize> = (0..words.len())
         .rev()
         .filter(|&i| !words[i].region)
         .collect();
-    let mut next = u64::from(unit_bytes);
+    let mut next = u64::from(part.unit_bytes);
     match rng.below(10) {
         0..5 => {}
         5..8 => {
             for &i in &offsets {
                 if rng.percent(30) {
-                    next += u64::from(rng.between(1, 40));
+                    next = (next + u64::from(rng.between(1, 40))).next_multiple_of(align);
                     strides.push((i, next));
                 }
                 next *= u64::from(words[i].extent(sizes));
@@ -1018,7 +1138,7 @@ fn strided(rng: &mut Rng, words: &[Word], sizes: &Sizes, unit_bytes: u32) -> Val
             rng.shuffle(&mut order);
             for i in order {
                 if rng.percent(20) {
-                    next += u64::from(rng.between(1, 40));
+                    next = (next + u64::from(rng.between(1, 40))).next_multiple_of(align);
                 }
                 strides.push((i, next));
                 next *= u64::from(words[i].extent(sizes));
@@ -1026,7 +1146,7 @@ fn strided(rng: &mut Rng, words: &[Word], sizes: &Sizes, unit_bytes: u32) -> Val
         }
     }
     let offset = if rng.percent(20) {
-        rng.between(1, 100)
+        u64::from(rng.between(1, 100)).next_multiple_of(align)
     } else {
         0
     };
@@ -1134,19 +1254,25 @@ fn cells(
     }
     let inner = words.iter().rposition(|w| !w.region).unwrap();
     let row = |p: &Part| u64::from(p.units) * u64::from(p.unit_bytes);
-    let cell = group.iter().map(|&i| row(&parts[mine[i]])).sum::<u64>();
-    let cell = cell
-        + if rng.percent(40) {
-            u64::from(rng.below(9))
-        } else {
-            0
-        };
-    let mut offset = if rng.percent(20) {
-        u64::from(rng.below(9))
+    let align = |i: usize| u64::from(parts[mine[i]].align);
+    let first = if rng.percent(20) {
+        4 * u64::from(rng.below(3))
     } else {
         0
     };
+    let mut end = first;
+    let mut offsets = Vec::new();
     for &i in group {
+        end = end.next_multiple_of(align(i));
+        offsets.push(end);
+        end += row(&parts[mine[i]]);
+    }
+    if rng.percent(40) {
+        end += u64::from(rng.below(9));
+    }
+    let most = group.iter().map(|&i| align(i)).max().unwrap();
+    let cell = (end - first).next_multiple_of(most);
+    for (&i, offset) in group.iter().zip(offsets) {
         let part = &mut parts[mine[i]];
         let mut own = words.clone();
         if part.units > 1 || rng.percent(50) {
@@ -1157,7 +1283,6 @@ fn cells(
         if offset > 0 || rng.percent(50) {
             layout["offset_bytes"] = json!(offset);
         }
-        offset += row(part);
         part.json.insert("layout".into(), layout);
         part.json.insert("pool".into(), json!(pool));
     }
@@ -1185,6 +1310,17 @@ fn page_parts(
         for word in &own {
             bytes *= u64::from(word.extent(&sizes[i]));
         }
+        if let Some(words) = interleaved(&sizes[i])
+            && parts[mine[i]].is_scales
+            && brackets
+            && rng.percent(30)
+        {
+            own = words[2..].to_vec();
+            bytes = u64::from(parts[mine[i]].unit_bytes);
+            for word in &own {
+                bytes *= u64::from(word.extent(&sizes[i]));
+            }
+        }
         own.insert(0, Word::whole(PAGE));
         if brackets {
             let layer = Word {
@@ -1193,6 +1329,7 @@ fn page_parts(
             };
             own.insert(0, layer);
         }
+        page = u64::next_multiple_of(page, parts[mine[i]].align.into());
         drawn.push((own, page));
         page += bytes;
     }
@@ -1201,6 +1338,8 @@ fn page_parts(
     } else {
         0
     };
+    let most = group.iter().map(|&i| parts[mine[i]].align).max().unwrap();
+    page = page.next_multiple_of(most.into());
     for (&i, (own, offset)) in group.iter().zip(drawn) {
         let part = &mut parts[mine[i]];
         let layout = json!({
@@ -1223,7 +1362,7 @@ fn share(parts: &mut [Part], group: usize) {
     let like = |(a, b): (usize, usize)| {
         let (a, b) = (&parts[a], &parts[b]);
         let layout = a.json["layout"].to_string();
-        (a.heads, a.units, a.unit_bytes) == (b.heads, b.units, b.unit_bytes)
+        (a.heads, a.units, a.unit_bytes, a.align) == (b.heads, b.units, b.unit_bytes, b.align)
             && layout.contains("[layer]")
             && !layout.contains("[page]")
             && !layout.contains("part")

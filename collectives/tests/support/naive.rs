@@ -11,8 +11,9 @@ use moai_collectives::{
     negotiate::{Agreement, Role},
 };
 use moai_translate::{
-    format::{Counts, Pairing, Rope, RowFormat, RowScale, ScaleRule},
+    format::{Counts, Pairing, Rope, RowFormat, RowScale},
     reference,
+    rotation::Rotation,
 };
 use serde_json::Value;
 
@@ -85,15 +86,88 @@ struct Word {
 
 const AXES: [&str; 6] = ["layer", "part", "page", "head", "slot", "dim"];
 
-/// Elements and bytes of one group of an element, as the engines define them.
-pub(crate) fn unit(element: &str) -> (u32, u32) {
-    match element {
-        "f32" => (1, 4),
-        "f16" | "bf16" => (1, 2),
-        "e4m3fn" | "e4m3fnuz" | "e5m2" | "int8" => (1, 1),
-        "q8_0" => (32, 34),
-        "fp8_ds_mla" => (576, 656),
+/// How an element keeps a row, as the engines define it.
+pub(crate) struct Coding {
+    /// Elements and bytes that stay together.
+    pub(crate) unit: (u32, u32),
+    /// Elements that no piece may part.
+    pub(crate) group: u32,
+    /// What is kept apart: how many a row, and of which element.
+    pub(crate) params: Option<(u32, &'static str)>,
+}
+
+/// How rows of `dim` are kept; `None` where they cannot be.
+pub(crate) fn coding(element: &str, dim: u32) -> Option<Coding> {
+    // Whole rows of one scale: what fills bytes, and the params.
+    let row = |elements: u32, bytes: u32, params| (elements, bytes, dim, elements, params);
+    let block = |elements, bytes| (elements, bytes, elements, elements, None);
+    // Of blocks with scales apart: the unit, elements of a block, params of each.
+    let apart = |(elements, bytes), block: u32, params: (u32, &'static str)| {
+        let (each, of) = params;
+        (
+            elements,
+            bytes,
+            block,
+            block,
+            Some((dim / block * each, of)),
+        )
+    };
+    let (elements, bytes, group, multiple, params) = match element {
+        "f32" => block(1, 4),
+        "f16" | "bf16" => block(1, 2),
+        "e4m3fn" | "e4m3fnuz" | "e5m2" | "e5m2fnuz" | "e2m3" | "e3m2" | "e8m0" | "int8"
+        | "uint8" => block(1, 1),
+        "e2m1" | "int4" | "uint4" => block(2, 1),
+        "q8_0" => block(32, 34),
+        "q4_0" | "iq4_nl" => block(32, 18),
+        "q4_1" => block(32, 20),
+        "q5_0" => block(32, 22),
+        "q5_1" => block(32, 24),
+        "ggml_mxfp4" => block(32, 17),
+        "ggml_nvfp4" => block(64, 36),
+        "fp8_ds_mla" if dim == 576 => block(576, 656),
+        "nvfp4_ds_mla" if dim == 576 => block(576, 352),
+        "fp8_ds_mla" | "nvfp4_ds_mla" => return None,
+        "mxfp8_e4m3" | "mxfp8_e5m2" | "mxint8" | "dsv41_fp8" => apart((1, 1), 32, (1, "e8m0")),
+        "mxfp4" | "ultraquant_4bit" => apart((2, 1), 32, (1, "e8m0")),
+        "sglang_fp4_mx_block16" => apart((2, 1), 16, (1, "e8m0")),
+        "nvfp4" | "dsv41_fp4" => apart((2, 1), 16, (1, "e4m3fn")),
+        "kivi_4bit" => apart((2, 1), 32, (2, "f16")),
+        "kivi_2bit" => apart((4, 1), 32, (2, "f16")),
+        "dsv4_fp8" => apart((512, 576), 512, (8, "e8m0")),
+        "dsv32_indexer" => row(1, 1, Some((1, "f32"))),
+        "int4_per_token_head" if dim >> dim.trailing_zeros() << 8 < dim => return None,
+        "int4_per_token_head" => row(2, 1, Some((1, "f32"))),
+        "lmdeploy_int8" | "turbomind_int8" => row(1, 1, Some((2, "f16"))),
+        "lmdeploy_int8_bf16" | "turbomind_int8_bf16" => row(1, 1, Some((2, "bf16"))),
+        // The two nibbles of a byte are half a row apart.
+        "lmdeploy_int4" if dim.is_multiple_of(2) => row(dim, dim / 2, Some((2, "f16"))),
+        "lmdeploy_int4_bf16" if dim.is_multiple_of(2) => row(dim, dim / 2, Some((2, "bf16"))),
+        "lmdeploy_int4" | "lmdeploy_int4_bf16" => return None,
+        "turbomind_int4" => row(8, 4, Some((2, "f16"))),
+        "turbomind_int4_bf16" => row(8, 4, Some((2, "bf16"))),
+        "turboquant_k4_nc" if [64, 128, 256].contains(&dim) => row(dim, dim / 2, Some((1, "f16"))),
+        "turboquant_k3_nc" if [64, 128, 256].contains(&dim) => {
+            row(dim, dim / 8 * 3, Some((1, "f16")))
+        }
+        "turboquant_k4_nc" | "turboquant_k3_nc" => return None,
+        "turboquant_v4" => row(2, 1, Some((2, "f16"))),
+        "turboquant_v3" => row(8, 3, Some((2, "f16"))),
         other => panic!("{other} is not generated"),
+    };
+    dim.is_multiple_of(multiple).then_some(Coding {
+        unit: (elements, bytes),
+        group,
+        params,
+    })
+}
+
+/// Of what offsets and strides are multiples: the bytes of an element that is one number.
+pub(crate) fn alignment(element: &str) -> u32 {
+    match element {
+        "f32" => 4,
+        "f16" | "bf16" => 2,
+        _ => 1,
     }
 }
 
@@ -397,10 +471,21 @@ impl Side {
                 let units = component.dim / component.group_elements;
                 let mut row = vec![0; (units * component.group_bytes) as usize];
                 content(&component.format, &mut rng, &mut row);
-                let scale = 0.001 + rng.below(4000) as f32 / 1000.0;
-                self.write(rank, c, at, (0, &row), scale, &mut |region, byte, bytes| {
-                    regions[region][byte..byte + bytes.len()].copy_from_slice(bytes);
-                });
+                let mut params = vec![0; self.params_bytes(c)];
+                if let Some(s) = component.scales {
+                    let element = self.components[s].format["element"].as_str().unwrap();
+                    params_content(element, &mut rng, &mut params);
+                }
+                self.write(
+                    rank,
+                    c,
+                    at,
+                    (0, &row),
+                    (0, &params),
+                    &mut |region, byte, bytes| {
+                        regions[region][byte..byte + bytes.len()].copy_from_slice(bytes);
+                    },
+                );
             });
         }
     }
@@ -436,7 +521,7 @@ impl Side {
         c: usize,
         [layer, page, head, slot]: [u32; 4],
         (unit, row): (u32, &[u8]),
-        scale: f32,
+        (params_unit, params): (u32, &[u8]),
         put: &mut impl FnMut(usize, usize, &[u8]),
     ) {
         let component = &self.components[c];
@@ -445,9 +530,20 @@ impl Side {
             put(region, byte, bytes);
         }
         if let Some(s) = component.scales {
-            let (region, byte) = self.address(rank, s, [layer, page, head, slot, 0]);
-            put(region, byte, &scale.to_le_bytes());
+            let width = self.components[s].group_bytes as usize;
+            for (i, bytes) in (params_unit..).zip(params.chunks(width)) {
+                let (region, byte) = self.address(rank, s, [layer, page, head, slot, i]);
+                put(region, byte, bytes);
+            }
         }
+    }
+
+    /// Bytes that a whole row of a component keeps in another.
+    fn params_bytes(&self, c: usize) -> usize {
+        self.components[c].scales.map_or(0, |s| {
+            let scales = &self.components[s];
+            (scales.dim / scales.group_elements * scales.group_bytes) as usize
+        })
     }
 
     fn read_row(
@@ -455,19 +551,22 @@ impl Side {
         rank: usize,
         c: usize,
         [layer, page, head, slot]: [u32; 4],
-        unit: u32,
-        row: &mut [u8],
+        (unit, row): (u32, &mut [u8]),
+        (params_unit, params): (u32, &mut [u8]),
         regions: &Regions,
-    ) -> f32 {
+    ) {
         let component = &self.components[c];
         for (i, bytes) in (unit..).zip(row.chunks_mut(component.group_bytes as usize)) {
             let (region, byte) = self.address(rank, c, [layer, page, head, slot, i]);
             bytes.copy_from_slice(&regions[region][byte..byte + bytes.len()]);
         }
-        component.scales.map_or(1.0, |s| {
-            let (region, byte) = self.address(rank, s, [layer, page, head, slot, 0]);
-            f32::from_le_bytes(regions[region][byte..byte + 4].try_into().unwrap())
-        })
+        if let Some(s) = component.scales {
+            let width = self.components[s].group_bytes as usize;
+            for (i, bytes) in (params_unit..).zip(params.chunks_mut(width)) {
+                let (region, byte) = self.address(rank, s, [layer, page, head, slot, i]);
+                bytes.copy_from_slice(&regions[region][byte..byte + bytes.len()]);
+            }
+        }
     }
 
     fn row_format(&self, c: usize, layer: u32, head: u32, span: (u32, u32)) -> RowFormat {
@@ -493,17 +592,25 @@ impl Side {
         let rope = component
             .rope
             .filter(|rope| span.0 <= rope.offset && rope.offset + rope.dims <= span.1);
+        let element = format["element"].as_str().unwrap().parse().unwrap();
+        let plain = match format.get("scale_rule").and_then(Value::as_str) {
+            Some(rule) => RowFormat::of(element).with_rule(rule).unwrap(),
+            None => RowFormat::of(element),
+        };
+        let rotation = match format.get("rotation") {
+            None => Rotation::None,
+            Some(Value::String(word)) if word == "none" => Rotation::None,
+            Some(Value::String(word)) if word == "signed" => Rotation::Signed,
+            Some(rotation) => Rotation::Hadamard(number(&rotation["hadamard"])),
+        };
         RowFormat {
-            element: format["element"].as_str().unwrap().parse().unwrap(),
             scale,
-            rule: match format.get("scale_rule").and_then(Value::as_str) {
-                Some("pow2") => ScaleRule::Pow2,
-                _ => ScaleRule::AmaxOver448,
-            },
+            rotation,
             rope: rope.map(|rope| Rope {
                 offset: rope.offset - span.0,
                 ..rope
             }),
+            ..plain
         }
     }
 }
@@ -512,7 +619,9 @@ fn component(c: &Value, groups: &[Group]) -> Component {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let name = text(&c["name"]);
     let layout = &c["layout"];
-    let (group_elements, group_bytes) = unit(c["format"]["element"].as_str().unwrap());
+    let dim = number(&c["dim"]);
+    let element = c["format"]["element"].as_str().unwrap();
+    let (group_elements, group_bytes) = coding(element, dim).expect("dim fits").unit;
     let mut strides = BTreeMap::new();
     if let Some(given) = layout.get("strides_bytes") {
         for (key, bytes) in given.as_object().unwrap() {
@@ -521,7 +630,7 @@ fn component(c: &Value, groups: &[Group]) -> Component {
     }
     Component {
         heads: number(&c["heads"]),
-        dim: number(&c["dim"]),
+        dim,
         pool: text(&c["pool"]),
         part: c
             .get("part")
@@ -579,33 +688,63 @@ fn content(format: &Value, rng: &mut Rng, row: &mut [u8]) {
                 code.copy_from_slice(&bits.to_le_bytes());
             }
         }
-        "q8_0" => {
-            for group in row.chunks_mut(34) {
-                for code in &mut *group {
-                    *code = rng.next() as u8;
-                }
-                let scale = 0x2000 + rng.below(0x1800) as u16;
-                group[..2].copy_from_slice(&scale.to_le_bytes());
-            }
-        }
-        "fp8_ds_mla" => {
-            for record in row.chunks_mut(656) {
-                for code in &mut *record {
-                    *code = rng.next() as u8;
-                }
-                for scale in record[512..528].chunks_mut(4) {
-                    scale.copy_from_slice(&(0.01 + small(rng).abs()).to_le_bytes());
-                }
-                for code in record[528..].chunks_mut(2) {
-                    code.copy_from_slice(&((small(rng).to_bits() >> 16) as u16).to_le_bytes());
-                }
-            }
-        }
-        _ => {
-            for code in row {
+        element => {
+            for code in &mut *row {
                 *code = rng.next() as u8;
             }
+            // Scales that lie among the codes: bytes of a block, where they are, and of which element.
+            let among: (usize, &[(std::ops::Range<usize>, &str)]) = match element {
+                "q8_0" => (34, &[(0..2, "f16")]),
+                "q4_0" | "iq4_nl" => (18, &[(0..2, "f16")]),
+                "q5_0" => (22, &[(0..2, "f16")]),
+                "q4_1" => (20, &[(0..4, "f16")]),
+                "q5_1" => (24, &[(0..4, "f16")]),
+                "ggml_mxfp4" => (17, &[(0..1, "e8m0")]),
+                "ggml_nvfp4" => (36, &[(0..4, "e4m3fn")]),
+                "fp8_ds_mla" => (656, &[(512..528, "f32"), (528..656, "bf16")]),
+                "nvfp4_ds_mla" => (352, &[(320..352, "e4m3fn")]),
+                "dsv4_fp8" => (576, &[(448..576, "bf16")]),
+                _ => (1, &[]),
+            };
+            for block in row.chunks_mut(among.0) {
+                for (at, element) in among.1 {
+                    params_content(element, rng, &mut block[at.clone()]);
+                }
+            }
         }
+    }
+}
+
+/// Scales and zeros: mostly such as a writer makes, now and then any bits at all.
+fn params_content(element: &str, rng: &mut Rng, params: &mut [u8]) {
+    if rng.percent(3) {
+        params.fill_with(|| rng.next() as u8);
+        return;
+    }
+    match element {
+        "f32" => {
+            for scale in params.chunks_mut(4) {
+                let value = 0.001 + rng.below(4_000_000) as f32 / 1_000_000.0;
+                scale.copy_from_slice(&value.to_le_bytes());
+            }
+        }
+        "f16" => {
+            for scale in params.chunks_mut(2) {
+                let sign = u16::from(rng.percent(20)) << 15;
+                let bits = sign | (0x2000 + rng.below(0x1C00) as u16);
+                scale.copy_from_slice(&bits.to_le_bytes());
+            }
+        }
+        "bf16" => {
+            for scale in params.chunks_mut(2) {
+                let sign = u16::from(rng.percent(20)) << 15;
+                let bits = sign | (0x3C00 + rng.below(0x480) as u16);
+                scale.copy_from_slice(&bits.to_le_bytes());
+            }
+        }
+        "e4m3fn" => params.fill_with(|| rng.below(0x7F) as u8),
+        "e8m0" => params.fill_with(|| 112 + rng.below(24) as u8),
+        other => panic!("{other} holds no params"),
     }
 }
 
@@ -661,18 +800,40 @@ pub(crate) fn convert(
                         return;
                     };
                     let unit = in_source.0 / source.group_elements;
-                    let scale = producer.read_row(from, s, place, unit, &mut row, &sources[from]);
+                    // Params of the piece: as much of the row's as the piece is of the row.
+                    let share = |side: &Side, c: usize, part: (u32, u32)| {
+                        let whole = side.components[c].dim;
+                        let bytes = side.params_bytes(c) as u32;
+                        let width = side.components[c]
+                            .scales
+                            .map_or(1, |s| side.components[s].group_bytes);
+                        (
+                            bytes * part.0 / whole / width,
+                            (bytes * (part.1 - part.0) / whole) as usize,
+                        )
+                    };
+                    let (first, bytes) = share(producer, s, in_source);
+                    let mut params = vec![0; bytes];
+                    producer.read_row(
+                        from,
+                        s,
+                        place,
+                        (unit, &mut row),
+                        (first, &mut params),
+                        &sources[from],
+                    );
                     let a = producer.row_format(s, layer, head, in_source);
                     let b = consumer.row_format(t, layer, head, in_target);
-                    let mut made_scale = 1.0;
+                    let (first, bytes) = share(consumer, t, in_target);
+                    let mut made_params = vec![0; bytes];
                     expected.counts += reference::convert_row(
                         &a,
                         &b,
                         dim,
                         &row,
-                        scale,
+                        &params,
                         &mut made,
-                        &mut made_scale,
+                        &mut made_params,
                     );
                     let unit = in_target.0 / target.group_elements;
                     let writes = &mut expected.writes[rank];
@@ -681,7 +842,7 @@ pub(crate) fn convert(
                         t,
                         at,
                         (unit, &made),
-                        made_scale,
+                        (first, &made_params),
                         &mut |region, byte, bytes| {
                             let range = byte..byte + bytes.len();
                             regions[region][range.clone()].copy_from_slice(bytes);
@@ -696,17 +857,11 @@ pub(crate) fn convert(
                         head,
                         token,
                     };
-                    let (wire, format, scale) = match converts {
-                        Role::Producer => (&made, b, made_scale),
-                        Role::Consumer => (&row, a, scale),
+                    let (wire, apart) = match converts {
+                        Role::Producer => (&made, &made_params),
+                        Role::Consumer => (&row, &params),
                     };
-                    let scale = scale.to_le_bytes();
-                    let scale: &[u8] = if format.scale == RowScale::Row {
-                        &scale
-                    } else {
-                        &[]
-                    };
-                    expected.digest = expected.digest.wrapping_add(key.row(at, wire, scale));
+                    expected.digest = expected.digest.wrapping_add(key.row(at, wire, apart));
                 });
             }
         }

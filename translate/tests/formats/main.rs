@@ -1,29 +1,55 @@
 //! Numeric formats: known answers, equality of the fast conversion with the reference, error bounds.
 
 mod bounds;
+mod embedded;
 mod exact;
+mod foreign;
 mod golden;
+mod kept;
+mod pairs;
 mod random;
-mod speed;
+mod refused;
 
 use moai_translate::convert::Conversion;
+use moai_translate::cpu::Level;
 use moai_translate::element::Element;
-use moai_translate::format::{Counts, Pairing, Rope, RowFormat, RowScale, ScaleRule};
+use moai_translate::format::{Counts, Pairing, Rope, RowFormat, RowScale};
 use moai_translate::reference;
 
-/// Rows of one format, and their scales if it has row scales.
+/// Rows of one format, and what they keep apart from their codes.
 #[derive(Clone, Debug, PartialEq)]
 struct Rows {
     codes: Vec<u8>,
-    scales: Vec<f32>,
+    params: Vec<u8>,
+}
+
+impl Rows {
+    /// Row scales.
+    fn scales(&self) -> Vec<f32> {
+        self.params
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|s| f32::from_le_bytes(*s))
+            .collect()
+    }
 }
 
 fn format(element: Element, scale: RowScale) -> RowFormat {
     RowFormat {
-        element,
         scale,
-        rule: ScaleRule::default(),
-        rope: None,
+        ..RowFormat::of(element)
+    }
+}
+
+/// The element called so, with the rule behind the dot.
+fn named(name: &str) -> RowFormat {
+    let (element, rule) = name.split_once('.').unwrap_or((name, ""));
+    let format = plain(element.parse().expect("an element"));
+    if rule.is_empty() {
+        format
+    } else {
+        format.with_rule(rule).expect("a rule")
     }
 }
 
@@ -42,8 +68,7 @@ fn with_rope(format: RowFormat, pairing: Pairing, offset: u32, dims: u32) -> Row
     }
 }
 
-/// Converts by the reference, by the conversion as this CPU runs it, and as every CPU could, and insists that
-/// all agree.
+/// Converts by the reference and by the conversion at every level of this CPU, and insists that all agree.
 fn convert(source: RowFormat, target: RowFormat, dim: u32, rows: &Rows) -> (Rows, Counts) {
     let conversion = Conversion::new(source, target, dim).expect("a defined conversion");
     let (from, to) = (conversion.source_row_bytes(), conversion.target_row_bytes());
@@ -51,55 +76,50 @@ fn convert(source: RowFormat, target: RowFormat, dim: u32, rows: &Rows) -> (Rows
     assert_eq!(to as u64, target.row_bytes(dim).expect("whole groups"));
     assert_eq!(rows.codes.len() % from, 0, "whole rows");
     let n = rows.codes.len() / from;
+    let (from_params, to_params) = (
+        source.params_bytes(dim) as usize,
+        target.params_bytes(dim) as usize,
+    );
 
     let mut expected = Rows {
         codes: vec![0xA5; n * to],
-        scales: Vec::new(),
+        params: vec![0xA5; n * to_params],
     };
     let mut expected_counts = Counts::default();
     for row in 0..n {
-        let mut out_scale = 0.0;
         expected_counts += reference::convert_row(
             &source,
             &target,
             dim,
             &rows.codes[row * from..][..from],
-            rows.scales.get(row).copied().unwrap_or(f32::NAN),
+            &rows.params[row * from_params..][..from_params],
             &mut expected.codes[row * to..][..to],
-            &mut out_scale,
+            &mut expected.params[row * to_params..][..to_params],
         );
-        if target.scale == RowScale::Row {
-            expected.scales.push(out_scale);
-        }
     }
 
-    let src_scales: Vec<u8> = rows.scales.iter().flat_map(|s| s.to_le_bytes()).collect();
-    for portable in [false, true] {
+    for level in Level::available() {
         let mut codes = vec![0x5A; n * to];
-        let mut scales = vec![0x5A; 4 * expected.scales.len()];
-        let counts = if portable {
-            conversion.run_portable(&rows.codes, &src_scales, &mut codes, &mut scales)
-        } else {
-            conversion.run(n, &rows.codes, &src_scales, &mut codes, &mut scales)
-        };
-        let case = || format!("{source:?} to {target:?}, dim {dim}, portable: {portable}");
-        if let Some(at) = (0..codes.len()).find(|i| codes[*i] != expected.codes[*i]) {
-            let row = at / to;
-            panic!(
-                "{}: byte {} of row {row} is {:#04x}, the reference has {:#04x}; source row {:02x?}",
-                case(),
-                at % to,
-                codes[at],
-                expected.codes[at],
-                &rows.codes[row * from..][..from],
-            );
+        let mut params = vec![0x5A; expected.params.len()];
+        let conversion = conversion.clone().at_level(level);
+        let counts = conversion.run(n, &rows.codes, &rows.params, &mut codes, &mut params);
+        let case = || format!("{source:?} to {target:?}, dim {dim}, {level:?}");
+        for (what, got, want, bytes) in [
+            ("codes", &codes, &expected.codes, to),
+            ("params", &params, &expected.params, to_params),
+        ] {
+            if let Some(at) = (0..got.len()).find(|i| got[*i] != want[*i]) {
+                let row = at / bytes;
+                panic!(
+                    "{}: byte {} of the {what} of row {row} is {:#04x}, the reference has {:#04x}; source row {:02x?}",
+                    case(),
+                    at % bytes,
+                    got[at],
+                    want[at],
+                    &rows.codes[row * from..][..from],
+                );
+            }
         }
-        let expected_scales: Vec<u8> = expected
-            .scales
-            .iter()
-            .flat_map(|s| s.to_le_bytes())
-            .collect();
-        assert_eq!(scales, expected_scales, "row scales of {}", case());
         assert_eq!(counts, expected_counts, "counts of {}", case());
     }
     (expected, expected_counts)
@@ -108,20 +128,20 @@ fn convert(source: RowFormat, target: RowFormat, dim: u32, rows: &Rows) -> (Rows
 /// Numbers of rows.
 fn decode(format: RowFormat, dim: u32, rows: &Rows) -> Vec<f32> {
     let row_bytes = format.row_bytes(dim).expect("whole groups") as usize;
+    let each = format.params_bytes(dim) as usize;
     let mut values = vec![0.0; rows.codes.len() / row_bytes * dim as usize];
     let rows_out = values.chunks_mut(dim as usize);
     for (row, (codes, out)) in rows.codes.chunks(row_bytes).zip(rows_out).enumerate() {
-        let scale = rows.scales.get(row).copied().unwrap_or(1.0);
-        reference::decode_row(&format, dim, codes, scale, out);
+        reference::decode_row(&format, dim, codes, &rows.params[row * each..][..each], out);
     }
     values
 }
 
-/// Rows without scales of their own.
+/// Rows that keep nothing apart.
 fn unscaled(codes: Vec<u8>) -> Rows {
     Rows {
         codes,
-        scales: Vec::new(),
+        params: Vec::new(),
     }
 }
 

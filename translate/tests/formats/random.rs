@@ -1,11 +1,11 @@
-//! Seeded rows of every kind through every pair of formats, and what is refused.
+//! Seeded rows of every kind through every pair of formats.
 
 use moai_translate::convert::Conversion;
 use moai_translate::element::Element;
-use moai_translate::format::{
-    Counts, FormatError, Pairing, Rope, RowFormat, RowScale, ScaleRule, Side,
-};
+use moai_translate::format::{FormatError, Pairing, RowFormat, RowScale};
+use moai_translate::number::Overflow;
 use moai_translate::reference;
+use moai_translate::rotation::Rotation;
 use proptest::prelude::*;
 
 use crate::{Random, Rows, convert, format, plain, with_rope};
@@ -14,23 +14,24 @@ use crate::{Random, Rows, convert, format, plain, with_rope};
 fn rows_of(source: &RowFormat, dim: u32, n: usize, random: &mut Random) -> Rows {
     let mut rows = Rows {
         codes: Vec::new(),
-        scales: Vec::new(),
+        params: Vec::new(),
     };
     let row_bytes = source.row_bytes(dim).expect("whole groups") as usize;
+    let params_bytes = source.params_bytes(dim) as usize;
     for _ in 0..n {
         let kind = random.below(9);
-        let mut codes = vec![0; row_bytes];
-        if kind == 0 {
+        let (mut codes, mut params) = (vec![0; row_bytes], vec![0; params_bytes]);
+        if kind == 0 || !source.element.writes() {
             codes.fill_with(|| random.next() as u8);
+            params.fill_with(|| random.next() as u8);
         } else {
             let values: Vec<f32> = (0..dim).map(|_| number(kind, random)).collect();
-            let unscaled = RowFormat {
-                scale: RowScale::None,
-                ..*source
-            };
-            reference::encode_row(&unscaled, &values, &mut codes, &mut 0.0);
+            let by_row = source.scale == RowScale::Row;
+            let scale = if by_row { RowScale::None } else { source.scale };
+            let written = RowFormat { scale, ..*source };
+            let apart = if by_row { &mut [][..] } else { &mut params };
+            reference::encode_row(&written, &values, &mut codes, apart);
         }
-        rows.codes.extend(codes);
         if source.scale == RowScale::Row {
             let scales = [
                 1.0,
@@ -43,8 +44,10 @@ fn rows_of(source: &RowFormat, dim: u32, n: usize, random: &mut Random) -> Rows 
                 f32::INFINITY,
                 f32::NAN,
             ];
-            rows.scales.push(scales[random.below(scales.len())]);
+            params.copy_from_slice(&scales[random.below(scales.len())].to_le_bytes());
         }
+        rows.codes.extend(codes);
+        rows.params.extend(params);
     }
     rows
 }
@@ -88,16 +91,30 @@ fn number(kind: usize, random: &mut Random) -> f32 {
     }
 }
 
-/// Row lengths that exercise part blocks, whole blocks and rows longer than the scratch.
-fn dims_of(source: Element, target: Element) -> &'static [u32] {
-    let grouped = |e| source == e || target == e;
-    if grouped(Element::Fp8DsMla) {
-        &[576, 1152]
-    } else if grouped(Element::Q8_0) {
-        &[32, 96, 1056]
-    } else {
-        &[1, 7, 130, 1030]
+/// Row lengths that both elements can have: part blocks, whole blocks, rows longer than the scratch.
+fn dims_of(source: Element, target: Element) -> Vec<u32> {
+    let fits = |dim: u32| {
+        [source, target]
+            .iter()
+            .all(|e| plain(*e).row_bytes(dim).is_ok())
+    };
+    let dims = [
+        1, 7, 32, 64, 96, 128, 130, 256, 512, 576, 1030, 1056, 1152, 4608,
+    ];
+    let all: Vec<u32> = dims.into_iter().filter(|dim| fits(*dim)).collect();
+    if all.is_empty() {
+        // TurboQuant's lists are for rows shorter than a record.
+        return all;
     }
+    // The shortest, the longest but for what is there for want of others, and one between.
+    let last = if all.len() > 1 && all.last() == Some(&4608) {
+        all.len() - 2
+    } else {
+        all.len() - 1
+    };
+    let mut some = vec![all[0], all[last / 2], all[last]];
+    some.dedup();
+    some
 }
 
 /// No RoPE, the same pairing, and both turns: of the whole row, and of a part of it.
@@ -123,42 +140,76 @@ fn ropes_of(dim: u32) -> Vec<Option<(Pairing, Pairing, u32, u32)>> {
 #[test]
 fn every_pair_of_formats_equals_the_reference() {
     const SEED: u64 = 20_260_823;
-    println!("seed {SEED}");
-    let mut random = Random(SEED);
+    let seed = std::env::var("MOAI_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(SEED);
+    println!("seed {seed}");
+    let mut random = Random(seed);
     let scales = [
         RowScale::None,
         RowScale::Constant(0.0371),
         RowScale::Constant(4.0),
         RowScale::Row,
     ];
+    let scales_of = |element: Element| {
+        scales.into_iter().filter(move |scale| match scale {
+            RowScale::Constant(_) => element.takes_constant_scale(),
+            RowScale::Row => element.takes_row_scale(),
+            _ => true,
+        })
+    };
+    let rotations = [
+        Rotation::None,
+        Rotation::Hadamard(0),
+        Rotation::Hadamard(32),
+        Rotation::Signed,
+    ];
     let mut converted = 0;
-    for source in Element::ALL {
-        for target in Element::ALL {
-            for (source_scale, target_scale) in scales.iter().flat_map(|s| scales.map(|t| (*s, t)))
+    for source in Element::all() {
+        for target in Element::all() {
+            for (source_scale, target_scale) in
+                scales_of(source).flat_map(|s| scales_of(target).map(move |t| (s, t)))
             {
-                for dim in dims_of(*source, *target) {
-                    for rope in ropes_of(*dim) {
+                for dim in dims_of(source, target) {
+                    // Of the many turns of long rows a few.
+                    let ropes = ropes_of(dim);
+                    let some = if dim > 130 { 1 } else { 2 };
+                    for _ in 0..some {
+                        let rope = ropes[random.below(ropes.len())];
                         let (mut s, mut t) =
-                            (format(*source, source_scale), format(*target, target_scale));
-                        if random.below(2) == 0 {
-                            t.rule = ScaleRule::Pow2;
+                            (format(source, source_scale), format(target, target_scale));
+                        t.rule = random.below(4);
+                        t.overflow = Overflow::ALL[random.below(6).min(2)];
+                        for side in [&mut s, &mut t] {
+                            let rotation = rotations[random.below(12).min(3)];
+                            if rotation.fits(dim) && side.element.rotation() == Rotation::None {
+                                side.rotation = rotation;
+                            }
                         }
                         if let Some((from, to, offset, dims)) = rope {
                             s = with_rope(s, from, offset, dims);
                             t = with_rope(t, to, offset, dims);
                         }
-                        match Conversion::new(s, t, *dim) {
+                        match Conversion::new(s, t, dim) {
                             Ok(_) => {
-                                let n = if *dim > 1024 { 2 } else { 5 };
-                                let rows = rows_of(&s, *dim, n, &mut random);
-                                convert(s, t, *dim, &rows);
+                                let n = if dim > 512 { 1 } else { 4 };
+                                let rows = rows_of(&s, dim, n, &mut random);
+                                convert(s, t, dim, &rows);
                                 converted += 1;
                             }
-                            Err(FormatError::ScaledGroup { element, .. }) => {
-                                assert!(element.is_grouped());
-                            }
                             Err(FormatError::NoRowScaleRule { element }) => {
-                                assert_eq!((element, t.scale), (*target, RowScale::Row));
+                                assert_eq!((element, t.scale), (target, RowScale::Row));
+                            }
+                            Err(FormatError::ReadOnly { element }) => assert!(!element.writes()),
+                            Err(FormatError::RopeSplitsGroup { element, .. }) => {
+                                assert!(element.is_grouped() && source == target);
+                            }
+                            // Rotations of the element itself, in rows that they do not fit.
+                            Err(FormatError::Unrotatable {
+                                element, rotation, ..
+                            }) => {
+                                assert_eq!(element.rotation(), rotation);
                             }
                             Err(e) => panic!("{s:?} to {t:?}, dim {dim}: {e}"),
                         }
@@ -167,15 +218,11 @@ fn every_pair_of_formats_equals_the_reference() {
             }
         }
     }
-    assert!(converted > 10_000, "{converted} conversions");
+    assert!(converted > 5_000, "{converted} conversions");
 }
 
 fn alone() -> impl Strategy<Value = Element> {
-    let alone: Vec<_> = Element::ALL
-        .iter()
-        .copied()
-        .filter(|e| !e.is_grouped())
-        .collect();
+    let alone: Vec<_> = Element::all().filter(|e| !e.is_grouped()).collect();
     prop::sample::select(alone)
 }
 
@@ -197,6 +244,11 @@ proptest! {
         dim in 1u32..40, n in 0usize..40, seed: u64,
     ) {
         let (source, target) = (format(source, from), format(target, to));
+        let dim = if dim % 2 == 1 && (source.row_bytes(dim).is_err() || target.row_bytes(dim).is_err()) {
+            dim + 1
+        } else {
+            dim
+        };
         let rows = rows_of(&source, dim, n, &mut Random(seed));
         convert(source, target, dim, &rows);
     }
@@ -207,7 +259,7 @@ fn specials_under_derived_scales_do_not_spoil_the_row() {
     let mut values = [1.0f32; 32];
     (values[0], values[1], values[2]) = (f32::NAN, f32::INFINITY, -f32::INFINITY);
     let rows = crate::f32_rows(&values);
-    for element in [Element::Int8, Element::E4m3fn, Element::E4m3fnuz] {
+    for element in [Element::INT8, Element::E4M3FN, Element::E4M3FNUZ] {
         let target = format(element, RowScale::Row);
         let (coded, counts) = convert(plain(Element::F32), target, 32, &rows);
         assert_eq!((counts.saturated, counts.nan), (2, 1), "{element}");
@@ -220,7 +272,7 @@ fn specials_under_derived_scales_do_not_spoil_the_row() {
             (got[1] - 1.0).abs() < 1e-6,
             "{element}: Inf is the greatest code"
         );
-        assert_eq!(got[0].is_nan(), element != Element::Int8);
+        assert_eq!(got[0].is_nan(), element != Element::INT8);
     }
     let (coded, counts) = convert(plain(Element::F32), plain(Element::Q8_0), 32, &rows);
     assert_eq!((counts.saturated, counts.nan), (2, 1));
@@ -233,131 +285,68 @@ fn specials_under_derived_scales_do_not_spoil_the_row() {
     assert_eq!((counts.saturated, counts.nan), (32, 0));
 }
 
+/// Rows enough for the loops that take many at once, most of them ordinary and a few with numbers that are not.
 #[test]
-fn what_has_no_meaning_is_refused() {
-    let new = |s, t, dim| Conversion::new(s, t, dim).expect_err("no defined conversion");
-    let bf16 = plain(Element::Bf16);
-    assert_eq!(
-        new(bf16, plain(Element::Q8_0), 40),
-        FormatError::RaggedRow {
-            element: Element::Q8_0,
-            dim: 40,
-            group_elements: 32
-        },
-    );
-    assert_eq!(
-        new(bf16, bf16, 0),
-        FormatError::EmptyRow {
-            element: Element::Bf16
-        }
-    );
-    for value in [0.0, -1.0, f32::INFINITY] {
-        let element = Element::E4m3fn;
-        let side = Side::Target;
-        let target = format(element, RowScale::Constant(value));
-        assert_eq!(
-            new(bf16, target, 8),
-            FormatError::ConstantScale {
-                side,
-                element,
-                value
+fn many_rows_are_converted_as_each_of_them() {
+    const SEED: u64 = 77;
+    println!("seed {SEED}");
+    let mut random = Random(SEED);
+    let by_row = [Element::INT8, Element::E4M3FN, Element::E4M3FNUZ];
+    let by_row = by_row.map(|element| format(element, RowScale::Row));
+    let targets: Vec<RowFormat> = Element::all().map(plain).chain(by_row).collect();
+    for source in [Element::BF16, Element::F16].map(plain) {
+        for target in &targets {
+            for dim in [128, 576, 512] {
+                if Conversion::new(source, *target, dim).is_err() {
+                    continue;
+                }
+                let rules = target.element.scheme().rules().count().max(1);
+                for rule in 0..rules {
+                    let target = RowFormat { rule, ..*target };
+                    let mut rows = rows_of(&source, dim, 0, &mut random);
+                    for row in 0..40 {
+                        let kind = if row % 16 == 7 { 5 } else { 8 };
+                        let values: Vec<f32> =
+                            (0..dim).map(|_| number(kind, &mut random)).collect();
+                        let mut codes = vec![0; 2 * dim as usize];
+                        reference::encode_row(&source, &values, &mut codes, &mut []);
+                        rows.codes.extend(codes);
+                    }
+                    convert(source, target, dim, &rows);
+                }
             }
-        );
+        }
     }
-    let nan = format(Element::Int8, RowScale::Constant(f32::NAN));
-    let message = new(nan, bf16, 8).to_string();
-    assert!(message.contains("source scale of int8 is NaN"), "{message}");
-    let scaled_group = format(Element::Fp8DsMla, RowScale::Row);
-    let message = new(scaled_group, bf16, 576).to_string();
-    assert!(
-        message.contains("source fp8_ds_mla carries scales"),
-        "{message}"
-    );
-    assert_eq!(
-        new(bf16, format(Element::E5m2, RowScale::Row), 8),
-        FormatError::NoRowScaleRule {
-            element: Element::E5m2
-        },
-    );
-
-    let rope = |offset, dims| with_rope(bf16, Pairing::Half, offset, dims);
-    for (offset, dims) in [(0, 7), (0, 0), (4, 6), (u32::MAX, 2)] {
-        let (side, dim) = (Side::Source, 8);
-        let want = FormatError::RopeRange {
-            side,
-            offset,
-            dims,
-            dim,
-        };
-        assert_eq!(new(rope(offset, dims), rope(0, 8), 8), want);
-    }
-    let message = new(rope(0, 4), rope(2, 6), 8).to_string();
-    assert!(
-        message.contains("4 elements from 0") && message.contains("6 from 2"),
-        "{message}"
-    );
-    assert_eq!(
-        new(rope(0, 4), bf16, 8),
-        FormatError::RopeOneSided { side: Side::Source }
-    );
-    assert_eq!(
-        new(bf16, rope(0, 4), 8),
-        FormatError::RopeOneSided { side: Side::Target }
-    );
-    assert_eq!(
-        rope(2, 4).rope,
-        Some(Rope {
-            pairing: Pairing::Half,
-            offset: 2,
-            dims: 4
-        })
-    );
 }
 
+/// The same of rows that become plain numbers; a few of them are of any bytes at all.
 #[test]
-fn names_are_exact() {
-    for element in Element::ALL {
-        assert_eq!(element.name().parse(), Ok(*element));
-    }
-    let message = "fp8"
-        .parse::<Element>()
-        .expect_err("no element")
-        .to_string();
-    assert!(
-        message.contains("not an exact format") && message.contains("e4m3fnuz"),
-        "{message}"
-    );
-    let message = "q3_k"
-        .parse::<Element>()
-        .expect_err("no element")
-        .to_string();
-    assert!(
-        (Element::ALL.iter().chain(Element::CARRIED)).all(|e| message.contains(e.name())),
-        "{message}"
-    );
-    assert!("BF16".parse::<Element>().is_err());
-}
-
-#[test]
-fn elements_without_a_codec_are_carried_and_never_converted() {
-    for &element in Element::CARRIED {
-        let (name, dim) = (element.name(), 576);
-        assert_eq!(name.parse::<Element>().unwrap(), element);
-        let format = plain(element);
-        let same = Conversion::new(format, format, dim).unwrap();
-        assert!(same.is_identity());
-        let row: Vec<u8> = (0..same.source_row_bytes()).map(|i| i as u8).collect();
-        let mut out = vec![0; row.len()];
-        let counts = same.run(1, &row, &[], &mut out, &mut []);
-        assert_eq!((out, counts), (row, Counts::default()));
-        for &other in Element::ALL {
-            for (a, b) in [(format, plain(other)), (plain(other), format)] {
-                let error = Conversion::new(a, b, dim).unwrap_err();
-                assert_eq!(
-                    error,
-                    FormatError::NoCodec { element },
-                    "{name} and {other}"
-                );
+fn many_rows_are_read_as_each_of_them() {
+    const SEED: u64 = 78;
+    println!("seed {SEED}");
+    let mut random = Random(SEED);
+    for target in [Element::BF16, Element::F16, Element::F32].map(plain) {
+        for source in Element::all().map(plain) {
+            for dim in [128, 576, 512] {
+                if Conversion::new(source, target, dim).is_err() {
+                    continue;
+                }
+                let mut rows = rows_of(&source, dim, 0, &mut random);
+                for row in 0..40 {
+                    let bytes = source.row_bytes(dim).expect("whole groups") as usize;
+                    let mut codes = vec![0; bytes];
+                    let mut params = vec![0; source.params_bytes(dim) as usize];
+                    if row % 16 == 7 || !source.element.writes() {
+                        codes.fill_with(|| random.next() as u8);
+                        params.fill_with(|| random.next() as u8);
+                    } else {
+                        let values: Vec<f32> = (0..dim).map(|_| number(8, &mut random)).collect();
+                        reference::encode_row(&source, &values, &mut codes, &mut params);
+                    }
+                    rows.codes.extend(codes);
+                    rows.params.extend(params);
+                }
+                convert(source, target, dim, &rows);
             }
         }
     }
