@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 tools=$PWD/target/tools
 export PATH="$PATH:$tools/bin"
 if ! command -v mdbook >/dev/null; then
-    cargo install mdbook --locked --root "$tools"
+    # Only what builds a book, unoptimised: it is built once and runs for a second.
+    cargo install mdbook --locked --debug --no-default-features --features search --root "$tools"
 fi
 log=$(mdbook build docs 2>&1) || { echo "$log"; exit 1; }
 echo "$log"

@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 tools=$PWD/target/tools
 export PATH="$PATH:$tools/bin"
 if ! command -v cargo-deny >/dev/null; then
-    cargo install cargo-deny --locked --root "$tools"
+    # Unoptimised: it is built once and runs for a second.
+    cargo install cargo-deny --locked --debug --root "$tools"
 fi
 cargo deny --log-level error check licenses bans sources
