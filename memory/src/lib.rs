@@ -12,4 +12,4 @@ mod region;
 mod view;
 
 pub use region::{MemoryKind, Region, RegionError};
-pub use view::{Read, Write};
+pub use view::{Parts, Read, Write};

@@ -22,6 +22,12 @@ pub trait Write: Read {
     fn bytes_mut(&mut self, index: usize) -> &mut [u8];
 }
 
+/// Regions that can be written all at once, by as many threads.
+pub trait Parts: Write {
+    /// All regions, by index.
+    fn parts(&mut self) -> Vec<&mut [u8]>;
+}
+
 impl Read for [Region] {
     fn bytes(&self, index: usize) -> &[u8] {
         self[index].as_slice()
@@ -31,6 +37,12 @@ impl Read for [Region] {
 impl Write for [Region] {
     fn bytes_mut(&mut self, index: usize) -> &mut [u8] {
         self[index].as_mut_slice()
+    }
+}
+
+impl Parts for [Region] {
+    fn parts(&mut self) -> Vec<&mut [u8]> {
+        self.iter_mut().map(Region::as_mut_slice).collect()
     }
 }
 
@@ -45,5 +57,11 @@ impl Read for [u8] {
 impl Write for [u8] {
     fn bytes_mut(&mut self, _index: usize) -> &mut [u8] {
         self
+    }
+}
+
+impl Parts for [u8] {
+    fn parts(&mut self) -> Vec<&mut [u8]> {
+        vec![self]
     }
 }

@@ -82,9 +82,14 @@ impl Progression {
     pub const ALL: Self = Self { first: 0, step: 1 };
 
     /// The `n`-th index.
+    ///
+    /// # Panics
+    ///
+    /// If it is beyond `u32`.
     #[must_use]
     pub fn at(self, n: u32) -> u32 {
-        self.first + n * self.step
+        let index = u64::from(self.first) + u64::from(n) * u64::from(self.step);
+        u32::try_from(index).expect("an index of 32 bits")
     }
 }
 

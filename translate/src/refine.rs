@@ -46,7 +46,11 @@ pub(crate) fn copies(
     to: Corner,
     size: Size,
 ) -> Vec<Piece> {
-    debug_assert_eq!(source.unit_bytes(), target.unit_bytes());
+    assert_eq!(
+        source.unit_bytes(),
+        target.unit_bytes(),
+        "bytes of a unit on both sides"
+    );
     let axis = |axis, n, a: Range, b: Range| {
         let mut cuts = Vec::new();
         refine(n, *source.axis(axis), a, *target.axis(axis), b, &mut cuts);

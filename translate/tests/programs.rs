@@ -305,6 +305,12 @@ impl moai_memory::Write for Memory {
     }
 }
 
+impl moai_memory::Parts for Memory {
+    fn parts(&mut self) -> Vec<&mut [u8]> {
+        self.0.iter_mut().map(Vec::as_mut_slice).collect()
+    }
+}
+
 #[test]
 fn programs_do_what_every_element_asks_for() {
     let divided = Cell::new(0);

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use moai_memory::Write;
+use moai_memory::{Parts, Write};
 
 /// A region that is written at some places.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl<'a> Dest<'a> {
         // SAFETY: `at` is within the region.
         let first = unsafe { self.start.add(at as usize) };
         // SAFETY: the bytes are within the region, which is borrowed for as long as they are. Either it is borrowed as
-        // a whole by whoever made this, or these bytes are written by one thread only: `Shared::new`.
+        // a whole by whoever made this, or these bytes are written by one thread only: `Shared::writer`.
         unsafe { std::slice::from_raw_parts_mut(first, len) }
     }
 }
@@ -73,8 +73,8 @@ impl<T: Write + ?Sized> Target for Alone<'_, T> {
 /// Regions that several threads write, each its own bytes.
 #[derive(Debug)]
 pub(crate) struct Shared<'a> {
-    /// Index, start and length of each region, in the order of indices.
-    regions: Vec<(u64, *mut u8, usize)>,
+    /// Start and length of each region; all are borrowed at once, so they have no byte in common.
+    regions: Vec<(*mut u8, usize)>,
     target: PhantomData<&'a mut [u8]>,
 }
 
@@ -85,30 +85,14 @@ unsafe impl Send for Shared<'_> {}
 unsafe impl Sync for Shared<'_> {}
 
 impl<'a> Shared<'a> {
-    /// The regions of `indices`, which are in order; `None` if two of them have bytes in common.
-    pub(crate) fn new<T: Write + ?Sized>(
-        target: &'a mut T,
-        indices: impl IntoIterator<Item = u64>,
-    ) -> Option<Self> {
-        let regions: Vec<_> = indices
-            .into_iter()
-            .map(|index| {
-                let region = target.bytes_mut(index as usize);
-                (index, region.as_mut_ptr(), region.len())
-            })
-            .collect();
-        let mut spans: Vec<_> = regions
-            .iter()
-            .map(|(_, start, len)| (start.addr(), start.addr() + len))
-            .collect();
-        spans.sort_unstable();
-        spans
-            .windows(2)
-            .all(|pair| pair[0].1 <= pair[1].0)
-            .then_some(Self {
-                regions,
-                target: PhantomData,
-            })
+    pub(crate) fn new<T: Parts + ?Sized>(target: &'a mut T) -> Self {
+        let all = target.parts();
+        Self {
+            regions: (all.into_iter())
+                .map(|region| (region.as_mut_ptr(), region.len()))
+                .collect(),
+            target: PhantomData,
+        }
     }
 
     /// One of several who write.
@@ -129,11 +113,7 @@ pub(crate) struct Writer<'a> {
 
 impl Target for Writer<'_> {
     fn dest(&mut self, region: u64) -> Dest<'_> {
-        let regions = &self.shared.regions;
-        let Ok(at) = regions.binary_search_by_key(&region, |region| region.0) else {
-            panic!("region {region} is not among those shared");
-        };
-        let (_, start, len) = regions[at];
+        let (start, len) = self.shared.regions[region as usize];
         Dest {
             start,
             len,

@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeSet, ops::Range, thread};
 
-use moai_memory::{Read, Write};
+use moai_memory::{Parts, Read};
 
-use super::{Conversions, Job, Place, Program, Side};
+use super::{Conversions, Half, Job, Place, Program, Progression, Side};
 use crate::{
     cpu::Shared,
     format::Counts,
-    layout::{Axis, AxisMap, Layout, overlap},
+    layout::{Layout, overlap},
 };
 
 /// Bytes of the target that are worth a thread of their own: starting one costs as much as moving some hundred KiB.
@@ -35,7 +35,7 @@ impl Program {
     /// # Panics
     ///
     /// As `run`.
-    pub fn run_on<S: Read + Sync + ?Sized, T: Write + ?Sized>(
+    pub fn run_on<S: Read + Sync + ?Sized, T: Parts + ?Sized>(
         &mut self,
         threads: u32,
         tokens: u32,
@@ -44,24 +44,21 @@ impl Program {
         target: &mut T,
     ) -> Counts {
         let ranges = self.ranges(threads, tokens, steps);
-        let shared = match ranges.len() {
-            0 | 1 => None,
-            _ => Shared::new(target, self.regions(tokens, steps)),
-        };
-        let Some(shared) = shared else {
+        if ranges.len() < 2 {
             let mut counts = Counts::default();
             for step in steps {
                 counts += self.run(step.conversions, tokens, step.from, step.to, source, target);
             }
             return counts;
-        };
+        }
+        let shared = Shared::new(target);
         let go = |program: &mut Self, range: &Range<u32>| {
             let mut counts = Counts::default();
             for step in steps {
                 // SAFETY: each thread writes the codes and params of its own tokens: of pages that are in no other's
                 // range, since those of the request differ and are the same in all steps, or of rows of its own
-                // (`ranges`). Layouts place no two units at the same bytes, the box lies within their extents, and
-                // codes and params have no byte in common (`is_divisible`); nor have two of the regions
+                // (`ranges`). Layouts place no two units at the same bytes, rows are whole units and lie within the
+                // extents, and codes and params have no byte in common (`is_divisible`); nor have two of the regions
                 // (`Shared::new`).
                 let mut writer = unsafe { shared.writer() };
                 counts += program.go(Job {
@@ -80,13 +77,21 @@ impl Program {
         let mut workers = std::mem::take(&mut self.workers);
         workers.resize_with(ranges.len() - 1, || self.alone());
         let counts = thread::scope(|scope| {
-            let others: Vec<_> = workers
-                .iter_mut()
-                .zip(&ranges[1..])
-                .map(|(worker, range)| scope.spawn(|| go(worker, range)))
-                .collect();
-            let mut counts = go(self, &ranges[0]);
-            for other in others {
+            let mut started = Vec::new();
+            let mut left = vec![&ranges[0]];
+            for (worker, range) in workers.iter_mut().zip(&ranges[1..]) {
+                let others = thread::Builder::new();
+                match others.spawn_scoped(scope, || go(worker, range)) {
+                    Ok(other) => started.push(other),
+                    // The system has no more threads; this one has time.
+                    Err(_) => left.push(range),
+                }
+            }
+            let mut counts = Counts::default();
+            for range in left {
+                counts += go(self, range);
+            }
+            for other in started {
                 match other.join() {
                     Ok(more) => counts += more,
                     Err(panic) => std::panic::resume_unwind(panic),
@@ -98,11 +103,12 @@ impl Program {
         counts
     }
 
-    /// On how many threads [`run_on`](Self::run_on) divides this work if it may have up to `threads`.
+    /// On how many threads [`run_on`](Self::run_on) divides this work if it may have up to `threads`, as far as the
+    /// system has them.
     ///
     /// Fewer than that if there is little to do or the box has few pages. One if layers have pages of their own each,
     /// if pages are listed twice, or if rows and what they keep apart are not known to have no byte in common, because
-    /// then threads could write over one another.
+    /// then threads could write over one another; and one if dense rows are not all rows in order.
     #[must_use]
     pub fn threads(&self, threads: u32, tokens: u32, steps: &[Step<'_>]) -> u32 {
         self.ranges(threads, tokens, steps).len() as u32
@@ -155,6 +161,14 @@ impl Program {
         if !others.iter().all(alike) {
             return false;
         }
+        if !self.units_fit(
+            others
+                .iter()
+                .chain([&steps[0]])
+                .any(|step| step.conversions.is_identity()),
+        ) {
+            return false;
+        }
         let Side::Paged {
             codes,
             params,
@@ -163,11 +177,15 @@ impl Program {
             params_unit,
         } = &self.target.side
         else {
-            return true;
+            return to.tokens == Progression::ALL;
         };
         let params = params.as_ref().filter(|_| self.target.params_bytes > 0);
         let Some(last) = tokens.checked_sub(1) else {
             return true;
+        };
+        let last = u64::from(to.tokens.first) + u64::from(last) * u64::from(to.tokens.step);
+        let Ok(last) = u32::try_from(last) else {
+            return false;
         };
         let fits = |layout: &Layout, unit: u32, row_bytes: u64| {
             let extents = layout.extents();
@@ -183,7 +201,7 @@ impl Program {
                 && fits(params, *params_unit, self.target.params_bytes)
                 && !overlap(codes, params)
         });
-        let used = to.tokens.at(last) / slots;
+        let used = last / slots;
         let pages: BTreeSet<_> = to.pages.iter().take(used as usize + 1).collect();
         to.tokens.step > 0
             && apart
@@ -191,31 +209,27 @@ impl Program {
             && pages.len() == used as usize + 1
     }
 
-    /// The regions that are written.
-    fn regions(&self, tokens: u32, steps: &[Step<'_>]) -> BTreeSet<u64> {
-        let Side::Paged { codes, params, .. } = &self.target.side else {
-            return BTreeSet::from([0]);
-        };
-        let mut regions = BTreeSet::new();
-        for layout in std::iter::once(codes).chain(params) {
-            let of_axis = |axis: Axis| -> BTreeSet<u64> {
-                let map: &AxisMap = layout.axis(axis);
-                (0..layout.extents().of(axis))
-                    .map(|index| map.at(index).region)
-                    .collect()
-            };
-            let within = [Axis::Head, Axis::Slot, Axis::Dim].map(of_axis);
-            for Step { to, .. } in steps {
-                let used = to.tokens.at(tokens.saturating_sub(1)) / layout.extents().slot;
-                for page in to.pages.iter().take(used as usize + 1) {
-                    let base = layout.page_base(to.layer, *page).region;
-                    for (head, slot) in pairs(&within[0], &within[1]) {
-                        regions.extend(within[2].iter().map(|dim| base + head + slot + dim));
-                    }
-                }
+    /// Whether rows are whole units, of one size on both sides where units are carried from side to side.
+    fn units_fit(&self, carried: bool) -> bool {
+        let units = [&self.source, &self.target].map(|half| match &half.side {
+            Side::Paged { codes, params, .. } => {
+                let params = params.as_ref().map_or(1, Layout::unit_bytes);
+                [codes.unit_bytes(), params]
             }
-        }
-        regions
+            Side::Rows {
+                unit_bytes,
+                params_unit_bytes,
+                ..
+            } => [*unit_bytes, (*params_unit_bytes).max(1)],
+        });
+        let whole = |half: &Half, [codes, params]: [u32; 2]| {
+            codes > 0
+                && half.row_bytes.is_multiple_of(u64::from(codes))
+                && half.params_bytes.is_multiple_of(u64::from(params))
+        };
+        let alike = units[0][0] == units[1][0]
+            && (units[0][1] == units[1][1] || self.target.params_bytes == 0);
+        whole(&self.source, units[0]) && whole(&self.target, units[1]) && (alike || !carried)
     }
 
     /// The same program for another thread.
@@ -225,13 +239,6 @@ impl Program {
             ..self.clone()
         }
     }
-}
-
-fn pairs<'a>(
-    a: &'a BTreeSet<u64>,
-    b: &'a BTreeSet<u64>,
-) -> impl Iterator<Item = (u64, u64)> + use<'a> {
-    a.iter().flat_map(|a| b.iter().map(|b| (*a, *b)))
 }
 
 /// Dense rows whose tokens stay together: a line of them, however small they are.
@@ -247,7 +254,6 @@ mod tests {
         element::Element,
         format::RowFormat,
         layout::{Extents, RowOrder},
-        program::Progression,
     };
 
     const HEADS: u32 = 2;
@@ -339,6 +345,67 @@ mod tests {
         assert_eq!(threads(&wide, &[3, 0, 8], 12, 0), 1);
     }
 
+    /// Bytes of one thread would be another's: never divided.
+    #[test]
+    fn boxes_whose_tokens_could_share_bytes_are_not_divided() {
+        let conversions = {
+            let any = RowFormat::of(Element::BF16);
+            Conversions::All(std::sync::Arc::new(Conversion::new(any, any, 8).unwrap()))
+        };
+        let rows = |unit_bytes| Side::Rows {
+            order: RowOrder::HeadToken,
+            unit_bytes,
+            params_unit_bytes: 0,
+        };
+        let paged = |text: &str, unit_bytes: u32, slot, pages, dim| {
+            let shape = Extents {
+                layer: 1,
+                part: 1,
+                page: pages,
+                head: HEADS,
+                slot,
+                dim,
+            };
+            let text = text.parse().unwrap();
+            Side::Paged {
+                codes: Layout::new(&text, shape, unit_bytes, 0, 0, &BTreeMap::new()).unwrap(),
+                params: None,
+                head: 0,
+                unit: 0,
+                params_unit: 0,
+            }
+        };
+        let threads = |source: Side, target: Side, pages: &[u32], tokens, first, step| {
+            let program = Program::new(source, target, HEADS, 8, conversions.any());
+            let to = Place {
+                layer: 0,
+                pages,
+                tokens: Progression { first, step },
+            };
+            let steps = [Step {
+                conversions: &conversions,
+                from: to,
+                to,
+            }];
+            program.with_thread_bytes(1).threads(2, tokens, &steps)
+        };
+        assert_eq!(threads(rows(2), rows(2), &[0], 128, 0, 1), 2);
+        // Rows of another head, or beyond all.
+        assert_eq!(threads(rows(2), rows(2), &[0], 128, 0, 2), 1);
+        assert_eq!(threads(rows(2), rows(2), &[0], 128, 64, 1), 1);
+        // A row of 16 bytes is no whole number of units of 5, and units of 2 are none of 4.
+        assert_eq!(threads(rows(5), rows(5), &[0], 128, 0, 1), 1);
+        assert_eq!(threads(rows(2), rows(4), &[0], 128, 0, 1), 1);
+        let pages = |unit, dim| paged("page slot head dim", unit, 4, 9, dim);
+        assert_eq!(threads(rows(2), pages(2, 8), &[0, 1], 8, 0, 1), 2);
+        assert_eq!(threads(rows(2), pages(5, 3), &[0, 1], 8, 0, 1), 1);
+        assert_eq!(threads(rows(2), pages(4, 4), &[0, 1], 8, 0, 1), 1);
+        // Tokens beyond 32 bits.
+        let large = paged("slot page head dim", 2, 1 << 24, 256, 8);
+        let all: Vec<u32> = (0..256).collect();
+        assert_eq!(threads(rows(2), large, &all, 512, 0, 1 << 24), 1);
+    }
+
     #[test]
     fn a_panic_of_one_thread_is_that_of_all() {
         let codes = layout("[part] page slot head dim", 0, 1, DIM);
@@ -359,9 +426,14 @@ mod tests {
                 &self.0[index]
             }
         }
-        impl Write for Pool<'_> {
+        impl moai_memory::Write for Pool<'_> {
             fn bytes_mut(&mut self, index: usize) -> &mut [u8] {
                 &mut self.0[index]
+            }
+        }
+        impl Parts for Pool<'_> {
+            fn parts(&mut self) -> Vec<&mut [u8]> {
+                self.0.iter_mut().map(|region| &mut region[..]).collect()
             }
         }
         let run = std::panic::AssertUnwindSafe(|| {
