@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     fs,
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -37,6 +38,12 @@ pub(crate) fn codec(command: &args::Codec) -> Result<(), Failure> {
     }
     written.extend(command.json.clone());
     apart(&read_from, &written)?;
+    if output.is_dir() {
+        return Err(Failure::Input(format!(
+            "cannot write {}: it is a folder; name a file in it",
+            output.display()
+        )));
+    }
     let codes = read(&command.input)?;
     let row_bytes = conversion.source_row_bytes();
     if !codes.len().is_multiple_of(row_bytes) {
@@ -83,7 +90,7 @@ pub(crate) fn codec(command: &args::Codec) -> Result<(), Failure> {
         format!(" and {} to {}", made_params.len(), path.display())
     };
     write(output, &made)?;
-    show(format_args!(
+    let summary = format!(
         "{rows} rows of {dim}: {} bytes of {} to {} bytes of {}{apart}; {} saturated, {} NaN\n",
         codes.len(),
         command.from,
@@ -91,7 +98,15 @@ pub(crate) fn codec(command: &args::Codec) -> Result<(), Failure> {
         command.to,
         counts.saturated,
         counts.nan,
-    ))?;
+    );
+    // Codes on stdout are to be nothing but codes.
+    let stdout = place(Path::new("/dev/stdout"));
+    if written.iter().any(|path| place(path) == stdout) {
+        // That nobody can hear it is no failure.
+        let _ = std::io::stderr().write_all(summary.as_bytes());
+    } else {
+        show(summary)?;
+    }
     write_json(
         command.json.as_deref(),
         &json!({
@@ -111,17 +126,6 @@ pub(crate) fn codec(command: &args::Codec) -> Result<(), Failure> {
 
 /// Refuses to write over what is read, and to write two things to one place.
 fn apart(read_from: &[PathBuf], written: &[PathBuf]) -> Result<(), Failure> {
-    // What does not exist is written by its own name, in a folder that may have several.
-    let place = |path: &PathBuf| {
-        fs::canonicalize(path).unwrap_or_else(|_| {
-            let folder = match path.parent() {
-                Some(folder) if folder != Path::new("") => folder,
-                _ => Path::new("."),
-            };
-            let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
-            folder.join(path.file_name().unwrap_or_default())
-        })
-    };
     for (i, path) in written.iter().enumerate() {
         let taken = read_from.iter().chain(&written[..i]);
         if let Some(other) = taken.into_iter().find(|other| place(other) == place(path)) {
@@ -133,6 +137,40 @@ fn apart(read_from: &[PathBuf], written: &[PathBuf]) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// What a path leads to, however it is written.
+#[derive(PartialEq)]
+enum Spot {
+    /// A file that exists: its device and number there, which all its names share.
+    #[cfg(unix)]
+    File(u64, u64),
+    /// Where a file would be made, or one is.
+    Name(PathBuf),
+}
+
+fn place(path: &Path) -> Spot {
+    #[cfg(unix)]
+    if let Ok(file) = fs::metadata(path) {
+        use std::os::unix::fs::MetadataExt;
+        return Spot::File(file.dev(), file.ino());
+    }
+    let mut path = path.to_owned();
+    // A link that leads nowhere yet: what is written is made at its end. As many as the system follows.
+    for _ in 0..40 {
+        let Ok(link) = fs::read_link(&path) else {
+            break;
+        };
+        path = path.parent().unwrap_or_else(|| Path::new("")).join(link);
+    }
+    Spot::Name(fs::canonicalize(&path).unwrap_or_else(|_| {
+        let folder = match path.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        };
+        let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+        folder.join(path.file_name().unwrap_or_default())
+    }))
 }
 
 /// Both formats, with their constants.

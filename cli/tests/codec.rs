@@ -297,6 +297,67 @@ fn nothing_is_written_over_what_is_read() {
     assert!(!at("out").exists());
 }
 
+/// A file has many names, and a link may lead to one that is not there yet.
+#[cfg(unix)]
+#[test]
+fn other_names_of_a_file_are_that_file() {
+    use std::os::unix::fs::symlink;
+
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("in"), [1; 64]).unwrap();
+    fs::hard_link(at("in"), at("same")).unwrap();
+    symlink("later", at("one")).unwrap();
+    symlink(at("later"), at("two")).unwrap();
+    let codec = |out: &str, report: &str| {
+        let (report, input, out) = (at(report), at("in"), at(out));
+        let (report, input, out) = (text(&report), text(&input), text(&out));
+        let from_to = ["codec", "--from", "f32", "--to", "bf16", "--json"];
+        output(&[&from_to[..], &[report, input, out]].concat())
+    };
+    for (out, report) in [("same", "report"), ("one", "two"), ("two", "later")] {
+        let done = codec(out, report);
+        assert_eq!(done.status.code(), Some(2), "{}", stdout(&done));
+        let said = stderr(&done);
+        assert!(said.contains("would be written over"), "{said}");
+        assert_eq!(fs::read(at("in")).unwrap(), [1; 64]);
+        assert!(!at("later").exists());
+    }
+    fs::create_dir(at("folder")).unwrap();
+    let done = codec("folder", "report");
+    assert_eq!(done.status.code(), Some(2));
+    assert!(
+        stderr(&done).contains("it is a folder"),
+        "{}",
+        stderr(&done)
+    );
+
+    let done = codec("one", "report");
+    assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+    assert_eq!(fs::read(at("later")).unwrap().len(), 32);
+}
+
+/// Codes alone come out of stdout if they are written there.
+#[cfg(unix)]
+#[test]
+fn codes_on_stdout_are_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("in");
+    fs::write(&input, [1; 64]).unwrap();
+    let done = output(&[
+        "codec",
+        "--from",
+        "f32",
+        "--to",
+        "bf16",
+        text(&input),
+        "/dev/stdout",
+    ]);
+    assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+    assert_eq!(done.stdout.len(), 32);
+    assert!(stderr(&done).contains("16 rows"), "{}", stderr(&done));
+}
+
 #[test]
 fn a_negative_scale_is_a_value_and_missing_scales_are_explained() {
     let folder = tempfile::tempdir().unwrap();
