@@ -109,12 +109,7 @@ impl Flow {
     /// Fetches what lies ahead of `codes`.
     #[inline(always)]
     pub(crate) fn fetch(self, codes: &[u8]) {
-        if self.ahead != 0 {
-            let from = codes.as_ptr().wrapping_add(self.ahead);
-            for line in (0..codes.len()).step_by(LINE) {
-                prefetch(from.wrapping_add(line));
-            }
-        }
+        prefetch_ahead(codes.as_ptr(), codes.len(), self.ahead);
     }
 }
 
@@ -366,6 +361,16 @@ fn prefetch(at: *const u8) {
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = at;
+}
+
+/// Asks for the lines that lie `ahead` bytes beyond `bytes` bytes at `at`; 0 for none.
+#[inline(always)]
+fn prefetch_ahead(at: *const u8, bytes: usize, ahead: usize) {
+    if ahead != 0 {
+        for line in (0..bytes).step_by(LINE) {
+            prefetch(at.wrapping_add(ahead).wrapping_add(line));
+        }
+    }
 }
 
 #[cfg(test)]

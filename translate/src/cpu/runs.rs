@@ -1,6 +1,6 @@
 //! Copies of runs that are contiguous on both sides.
 
-use super::{LINE, Loop, Manner, copy, nest::nest, prefetch, stream};
+use super::{LINE, Loop, Manner, copy, nest::nest, prefetch_ahead, stream};
 
 /// Copies a run at every turn of the loops.
 ///
@@ -44,7 +44,7 @@ pub(super) type Runs = unsafe fn(&[Loop], usize, *const u8, *mut u8, usize);
 /// Every offset of the loops, plus `bytes`, is within both buffers, which do not overlap.
 unsafe fn any_runs(loops: &[Loop], bytes: usize, source: *const u8, target: *mut u8, ahead: usize) {
     nest(loops, |s, t| {
-        prefetch_run(source, s, bytes, ahead);
+        prefetch_ahead(source.wrapping_add(s as usize), bytes, ahead);
         // SAFETY: as the caller promises.
         unsafe { copy(source, s, target, t, bytes) }
     });
@@ -63,18 +63,8 @@ unsafe fn runs<const N: usize>(
     ahead: usize,
 ) {
     nest(loops, |s, t| {
-        prefetch_run(source, s, N, ahead);
+        prefetch_ahead(source.wrapping_add(s as usize), N, ahead);
         // SAFETY: as the caller promises.
         unsafe { copy(source, s, target, t, N) }
     });
-}
-
-#[inline(always)]
-fn prefetch_run(source: *const u8, s: u64, bytes: usize, ahead: usize) {
-    if ahead != 0 {
-        let at = source.wrapping_add((s as usize).wrapping_add(ahead));
-        for line in (0..bytes).step_by(LINE) {
-            prefetch(at.wrapping_add(line));
-        }
-    }
 }

@@ -64,17 +64,28 @@ fn magnitudes(values: &[f32; 16]) -> __m512i {
     _mm512_and_si512(bits, _mm512_set1_epi32(MAGNITUDE as i32))
 }
 
-/// Lane i is the greatest lane of vector i.
+/// The greater of unsigned lanes, or of their words.
 #[inline]
-#[target_feature(enable = "avx512f")]
-fn greatest_of_each(mut vectors: [__m512i; 16]) -> __m512i {
+#[target_feature(enable = "avx512f,avx512bw")]
+fn greater<const WORDS: bool>(a: __m512i, b: __m512i) -> __m512i {
+    if WORDS {
+        _mm512_max_epu16(a, b)
+    } else {
+        _mm512_max_epu32(a, b)
+    }
+}
+
+/// Lane i is the greatest lane of vector i; of words, it has the greatest of the lower ones, and that of the upper ones.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn greatest_of_each<const WORDS: bool>(mut vectors: [__m512i; 16]) -> __m512i {
     for i in 0..8 {
         let (a, b) = (vectors[i], vectors[i + 8]);
         let (low, high) = (
             _mm512_shuffle_i64x2::<0x44>(a, b),
             _mm512_shuffle_i64x2::<0xEE>(a, b),
         );
-        vectors[i] = _mm512_max_epu32(low, high);
+        vectors[i] = greater::<WORDS>(low, high);
     }
     for i in 0..4 {
         let (a, b) = (vectors[i], vectors[i + 4]);
@@ -82,11 +93,11 @@ fn greatest_of_each(mut vectors: [__m512i; 16]) -> __m512i {
             _mm512_shuffle_i64x2::<0x88>(a, b),
             _mm512_shuffle_i64x2::<0xDD>(a, b),
         );
-        vectors[i] = _mm512_max_epu32(even, odd);
+        vectors[i] = greater::<WORDS>(even, odd);
     }
     for i in 0..2 {
         let (a, b) = (vectors[i], vectors[i + 2]);
-        vectors[i] = _mm512_max_epu32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+        vectors[i] = greater::<WORDS>(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
     }
     let (a, b) = (
         _mm512_castsi512_ps(vectors[0]),
@@ -96,7 +107,7 @@ fn greatest_of_each(mut vectors: [__m512i; 16]) -> __m512i {
         _mm512_shuffle_ps::<0x88>(a, b),
         _mm512_shuffle_ps::<0xDD>(a, b),
     );
-    let greatest = _mm512_max_epu32(_mm512_castps_si512(even), _mm512_castps_si512(odd));
+    let greatest = greater::<WORDS>(_mm512_castps_si512(even), _mm512_castps_si512(odd));
     // Quarters hold vectors from 0, 8, 4 and 12 on, the middle two of each swapped.
     let order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
     _mm512_permutexvar_epi32(order, greatest)
@@ -104,25 +115,25 @@ fn greatest_of_each(mut vectors: [__m512i; 16]) -> __m512i {
 
 /// The greatest magnitudes of 16 groups of 32, unless there is Inf or NaN.
 #[inline]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw")]
 fn amaxes_of_32(values: &[f32; BLOCK]) -> Option<__m512> {
     let halves = values.as_chunks::<16>().0;
     let mut vectors = [_mm512_setzero_si512(); AT_ONCE];
     for (i, vector) in vectors.iter_mut().enumerate() {
         *vector = _mm512_max_epu32(magnitudes(&halves[2 * i]), magnitudes(&halves[2 * i + 1]));
     }
-    finite(greatest_of_each(vectors))
+    finite(greatest_of_each::<false>(vectors))
 }
 
 /// The greatest magnitudes of 16 groups of 16, unless there is Inf or NaN.
 #[inline]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw")]
 fn amaxes_of_16(groups: &[[f32; 16]; AT_ONCE]) -> Option<__m512> {
     let mut vectors = [_mm512_setzero_si512(); AT_ONCE];
     for (group, vector) in groups.iter().zip(&mut vectors) {
         *vector = magnitudes(group);
     }
-    finite(greatest_of_each(vectors))
+    finite(greatest_of_each::<false>(vectors))
 }
 
 #[inline]

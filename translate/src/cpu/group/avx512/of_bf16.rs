@@ -9,7 +9,7 @@ use super::super::{
     BLOCK, GROUP, MxRule, NVFP4_GROUP, Nvfp4Rule, Q8_0_BYTES,
     octaves::{BEYOND, OCTAVES, Octaves, ScaledOctaves},
 };
-use super::{AT_ONCE, codes, finite, mx_exponents, q8_0_scales};
+use super::{AT_ONCE, codes, finite, greatest_of_each, mx_exponents, q8_0_scales};
 use crate::cpu::Flow;
 use crate::cpu::scalar::{E2m1, E4m3fn, SmallFloat};
 use crate::cpu::table::{
@@ -57,44 +57,6 @@ fn magnitudes(codes: &[[u8; 2]; BLOCK]) -> [__m512i; AT_ONCE] {
 pub(super) fn greater_word(two: __m512i) -> __m512i {
     let upper = _mm512_and_si512(two, _mm512_set1_epi32(!0xFFFF));
     _mm512_max_epu32(upper, _mm512_slli_epi32::<16>(two))
-}
-
-/// Lane i has the greatest of the lower words of vector i, and that of the upper ones.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn greatest_words_of_each(mut vectors: [__m512i; 16]) -> __m512i {
-    for i in 0..8 {
-        let (a, b) = (vectors[i], vectors[i + 8]);
-        let (low, high) = (
-            _mm512_shuffle_i64x2::<0x44>(a, b),
-            _mm512_shuffle_i64x2::<0xEE>(a, b),
-        );
-        vectors[i] = _mm512_max_epu16(low, high);
-    }
-    for i in 0..4 {
-        let (a, b) = (vectors[i], vectors[i + 4]);
-        let (even, odd) = (
-            _mm512_shuffle_i64x2::<0x88>(a, b),
-            _mm512_shuffle_i64x2::<0xDD>(a, b),
-        );
-        vectors[i] = _mm512_max_epu16(even, odd);
-    }
-    for i in 0..2 {
-        let (a, b) = (vectors[i], vectors[i + 2]);
-        vectors[i] = _mm512_max_epu16(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-    }
-    let (a, b) = (
-        _mm512_castsi512_ps(vectors[0]),
-        _mm512_castsi512_ps(vectors[1]),
-    );
-    let (even, odd) = (
-        _mm512_shuffle_ps::<0x88>(a, b),
-        _mm512_shuffle_ps::<0xDD>(a, b),
-    );
-    let greatest = _mm512_max_epu16(_mm512_castps_si512(even), _mm512_castps_si512(odd));
-    // Quarters hold vectors from 0, 8, 4 and 12 on, the middle two of each swapped.
-    let order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
-    _mm512_permutexvar_epi32(order, greatest)
 }
 
 /// Where [`greatest_words_of_halves`] leaves the halves of vectors, in their order.
@@ -240,7 +202,7 @@ fn mx_starts<F: SmallFloat>(
     codes: &[[u8; 2]; BLOCK],
     scales: &mut [u8; AT_ONCE],
 ) -> Option<__m512i> {
-    let bits = greater_word(greatest_words_of_each(magnitudes(codes)));
+    let bits = greater_word(greatest_of_each::<true>(magnitudes(codes)));
     let amax = finite(bits)?;
     let exponents = mx_exponents::<F>(rule, amax);
     super::store_bytes(exponents, scales);
@@ -351,7 +313,7 @@ pub(in super::super) fn q8_0(
     codes: &[[u8; 2]; BLOCK],
     groups: &mut [[u8; Q8_0_BYTES]; AT_ONCE],
 ) -> bool {
-    let bits = greater_word(greatest_words_of_each(magnitudes(codes)));
+    let bits = greater_word(greatest_of_each::<true>(magnitudes(codes)));
     let Some(amax) = finite(bits) else {
         return false;
     };

@@ -4,10 +4,9 @@ use std::arch::x86_64::*;
 
 use super::super::{ScaleCode, TileRule};
 use super::of_bf16::{
-    Half, WORDS, even_words, greater_word, greatest_words_of_each, load_pair, load_words,
-    negatives, whole_magnitudes,
+    Half, WORDS, even_words, greater_word, load_pair, load_words, negatives, whole_magnitudes,
 };
-use super::{AT_ONCE, codes, finite, store};
+use super::{AT_ONCE, codes, finite, greatest_of_each, store};
 use crate::cpu::Flow;
 use crate::cpu::scalar::E4m3fn;
 use crate::cpu::table::{Mantissas, avx512::Lookup};
@@ -23,7 +22,7 @@ fn amaxes(tile: usize, codes: &[[u8; 2]]) -> Option<__m512> {
             *greatest = _mm512_max_epu16(*greatest, magnitudes);
         }
     }
-    finite(greater_word(greatest_words_of_each(vectors)))
+    finite(greater_word(greatest_of_each::<true>(vectors)))
 }
 
 fn write_scales(scales: &[f32; AT_ONCE], out: &mut [[u8; 4]]) {
