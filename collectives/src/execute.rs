@@ -493,9 +493,6 @@ fn target_place<'a>(agreed: &'a Agreed, pair: &Pair, chunk: &Chunk) -> Place<'a>
     }
 }
 
-/// Bytes of target pools that are not found in an L2 afterwards.
-const LARGE: u64 = 4 << 20;
-
 /// Converts a whole cache in one process, without a wire.
 ///
 /// `sources` and `targets` are the pools of all ranks. Returns what was saturated or was NaN.
@@ -512,7 +509,6 @@ pub fn convert(agreed: &Agreed, sources: &[Pool], targets: &mut [Pool]) -> Count
     let mut counts = Counts::default();
     // Chunks fit a cache, the cache as a whole need not.
     let bytes: u64 = targets.iter().flatten().map(Region::len).sum();
-    let streaming_from = if bytes >= LARGE { 0 } else { u64::MAX };
     for pair in &agreement.pairs {
         let (source, target) = (
             &sources[pair.source as usize],
@@ -533,7 +529,7 @@ pub fn convert(agreed: &Agreed, sources: &[Pool], targets: &mut [Pool]) -> Count
                     span.dim,
                     conversions.any(),
                 )
-                .with_streaming_from(streaming_from)
+                .as_part_of(bytes)
             });
             let from = source_place(agreed, pair, chunk);
             let to = target_place(agreed, pair, chunk);

@@ -83,9 +83,6 @@ pub(crate) fn row_bytes(case: &Case) -> Result<u64, String> {
     Ok((source + target) as u64)
 }
 
-/// Bytes of target pools that are not found in an L2 afterwards.
-const LARGE: u64 = 4 << 20;
-
 /// What a thread found.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Found {
@@ -127,12 +124,11 @@ impl Job {
         let conversion = case.conversion()?;
         // Boxes of a layer may be small; what counts is all that is written.
         let written: u64 = target.regions.iter().map(Region::len).sum();
-        let streaming_from = if written >= LARGE { 0 } else { u64::MAX };
         let sides = source.components.iter().zip(&target.components);
         let programs = sides
             .map(|(a, b)| {
                 Program::new(a.side(), b.side(), shape.heads, shape.dim, &conversion)
-                    .with_streaming_from(streaming_from)
+                    .as_part_of(written)
             })
             .collect();
         // What is moved is read once and written once.
