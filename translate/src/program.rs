@@ -10,6 +10,8 @@
 //! they go by way of a small image of the target.
 
 mod pieces;
+mod sides;
+mod strips;
 mod threads;
 mod tiles;
 
@@ -19,142 +21,17 @@ use moai_memory::{Read, Write};
 
 use crate::{
     convert::Conversion,
-    cpu::{Alone, Fence, Flow, LINE, Level, Manner, Target, stream},
+    cpu::{Alone, Fence, LINE, Level, Manner, Target},
     format::Counts,
-    layout::{Address, Layout, RowOrder},
+    layout::{Address, RowOrder},
     refine::{Corner, Piece, Size},
 };
 use pieces::{Kept, Segment, Shape, Stage, View};
+pub use sides::{Conversions, Place, Progression, Rows, Side};
+use sides::{DENSE, Half};
+use strips::{Input, Out, convert};
 pub use threads::Step;
 use tiles::{Tile, Tiles};
-
-/// One side of a program.
-#[derive(Clone, Debug)]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "a program has two sides and lives as long as its pair of ranks"
-)]
-#[allow(
-    clippy::exhaustive_enums,
-    reason = "rows are in pages or they are dense"
-)]
-pub enum Side {
-    /// A component in the pages of a rank.
-    Paged {
-        /// Where its codes lie.
-        codes: Layout,
-        /// Where the parameters of rows lie, if rows have any: a scale of the row, or scales of its
-        /// groups. Their `dim` counts parameters.
-        params: Option<Layout>,
-        /// First head of the box, counted within the rank.
-        head: u32,
-        /// First unit of the box within the row.
-        unit: u32,
-        /// First unit of the box within the parameters of a row.
-        params_unit: u32,
-    },
-    /// Dense rows in a buffer: all codes, then (if rows have any) all parameters.
-    Rows {
-        /// How heads and tokens are nested.
-        order: RowOrder,
-        /// Bytes of one element or indivisible group.
-        unit_bytes: u32,
-        /// Bytes of one parameter; 0 if no parameters follow the codes.
-        params_unit_bytes: u32,
-    },
-}
-
-/// Indices in arithmetic progression.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(
-    clippy::exhaustive_structs,
-    reason = "a progression is a start and a step"
-)]
-pub struct Progression {
-    /// The first index.
-    pub first: u32,
-    /// From each index to the next.
-    pub step: u32,
-}
-
-impl Progression {
-    /// 0, 1, 2, …
-    pub const ALL: Self = Self { first: 0, step: 1 };
-
-    /// The `n`-th index.
-    ///
-    /// # Panics
-    ///
-    /// If it is beyond `u32`.
-    #[must_use]
-    pub fn at(self, n: u32) -> u32 {
-        let index = u64::from(self.first) + u64::from(n) * u64::from(self.step);
-        u32::try_from(index).expect("an index of 32 bits")
-    }
-}
-
-/// Where a program's box lies on one side, for one layer of one request.
-#[derive(Clone, Copy, Debug)]
-#[allow(clippy::exhaustive_structs, reason = "what a request leaves open")]
-pub struct Place<'a> {
-    /// Layer, counted within the rank; 0 for dense rows.
-    pub layer: u32,
-    /// The request's pages in the order of its tokens; unused for dense rows.
-    pub pages: &'a [u32],
-    /// The tokens, counted along the pages; counted along the rows for dense rows.
-    pub tokens: Progression,
-}
-
-/// Which conversion each head of the box takes, in one layer.
-#[derive(Clone, Debug)]
-#[allow(
-    clippy::exhaustive_enums,
-    reason = "constants are per head or they are not"
-)]
-pub enum Conversions {
-    /// The same for all heads.
-    All(Arc<Conversion>),
-    /// One for each head of the box.
-    Heads(Vec<Arc<Conversion>>),
-}
-
-impl Conversions {
-    /// Any one of them: they differ in constants only.
-    #[must_use]
-    pub fn any(&self) -> &Conversion {
-        match self {
-            Self::All(one) => one,
-            Self::Heads(many) => &many[0],
-        }
-    }
-
-    fn is_identity(&self) -> bool {
-        match self {
-            Self::All(one) => one.is_identity(),
-            Self::Heads(many) => many.iter().all(|one| one.is_identity()),
-        }
-    }
-}
-
-/// A tile of dense rows in the target's format, while it is in the caches.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct Rows<'a> {
-    /// First head, counted within the box.
-    pub head: u32,
-    /// Heads.
-    pub heads: u32,
-    /// First token, counted within the box.
-    pub token: u32,
-    /// Tokens.
-    pub tokens: u32,
-    /// How heads and tokens are nested.
-    pub order: RowOrder,
-    /// The codes of all rows.
-    pub codes: &'a [u8],
-    /// The parameters of all rows.
-    pub params: &'a [u8],
-}
 
 /// A compiled program between two sides, over all heads and dims of its box.
 ///
@@ -175,24 +52,9 @@ pub struct Program {
     workers: Vec<Self>,
 }
 
-/// A side and the bytes of its rows.
-#[derive(Clone)]
-struct Half {
-    side: Side,
-    row_bytes: u64,
-    params_bytes: u64,
-}
-
 /// Bytes of rows worked on at a time: the rows of a tile, gathered and converted, stay in a 1 MiB L2 and mostly
 /// in a 32 KiB L1, together with the lines of source and target that are in flight.
 const TILE_BYTES: u64 = 32 << 10;
-
-/// Bytes of rows converted at a time before they are stored past the caches: mostly in a 32 KiB L1.
-const STRIP_BYTES: usize = 16 << 10;
-
-/// Bytes of rows converted at a time if those that follow are fetched all at once before: more would keep the loads
-/// waiting for longer than they gain.
-const FETCHED_BYTES: usize = 4 << 10;
 
 /// Bytes of a box from which its target is stored past the caches: more than an L2 holds, so that it could not
 /// be found there anyway.
@@ -922,77 +784,6 @@ impl<'a> End<'a> {
     }
 }
 
-impl Half {
-    /// Bytes of a row's codes and of its parameters.
-    fn bytes(&self) -> [usize; 2] {
-        [self.row_bytes as usize, self.params_bytes as usize]
-    }
-
-    /// Where codes lie, or parameters if there are any; `tokens` sizes dense rows.
-    fn view(&self, heads: u32, tokens: u32, of_params: bool) -> Option<View> {
-        if of_params && self.params_bytes == 0 {
-            return None;
-        }
-        match &self.side {
-            Side::Paged {
-                codes,
-                params,
-                head,
-                unit,
-                params_unit,
-            } => {
-                let (layout, unit) = if of_params {
-                    (params.as_ref()?, *params_unit)
-                } else {
-                    (codes, *unit)
-                };
-                Some(View {
-                    layout: layout.clone(),
-                    head: *head,
-                    unit,
-                    paged: true,
-                })
-            }
-            Side::Rows {
-                order,
-                unit_bytes,
-                params_unit_bytes,
-            } => {
-                let codes = self.row_bytes * u64::from(heads) * u64::from(tokens);
-                let (row, unit, offset) = match (of_params, *params_unit_bytes) {
-                    (true, 0) => return None,
-                    (true, unit) => (self.params_bytes, unit, codes),
-                    (false, _) => (self.row_bytes, *unit_bytes, 0),
-                };
-                let units = row as u32 / unit;
-                Some(View {
-                    layout: Layout::rows(*order, heads, tokens, units, unit, offset),
-                    head: 0,
-                    unit: 0,
-                    paged: false,
-                })
-            }
-        }
-    }
-}
-
-/// A tile of dense rows to convert.
-#[derive(Clone, Copy)]
-struct Input<'a> {
-    codes: &'a [u8],
-    params: &'a [u8],
-    /// Bytes from each row to one that will be read soon, which is fetched meanwhile; 0 for none.
-    ahead: usize,
-}
-
-/// Where the codes of a converted tile go.
-enum Out<'a> {
-    /// All at once.
-    Place(&'a mut [u8]),
-    /// Past the caches, strip by strip, by way of a small buffer.
-    Stream(Level, &'a mut [u8], &'a mut [u8]),
-}
-
 /// The dense rows of tiles of one size: codes of both sides, and their params.
 struct Frame {
     heads: u32,
@@ -1033,76 +824,6 @@ struct DenseRun {
     offset: Option<Address>,
 }
 
-/// Converts a tile of dense rows. Returns the codes made, if they are at one place.
-fn convert<'a>(
-    conversions: &Conversions,
-    tile: Tile,
-    input: Input<'_>,
-    mut out: Out<'a>,
-    out_params: &mut [u8],
-    counts: &mut Counts,
-) -> &'a [u8] {
-    let (heads, tokens) = (tile.heads as usize, tile.tokens as usize);
-    let mut rows = |one: &Conversion, all: Range<usize>| {
-        // Loops that see to memory themselves go on to the end.
-        let most = match (one.streams(), one.fetches()) {
-            (true, _) => all.len(),
-            (_, true) => strip_rows(STRIP_BYTES, one.source_row_bytes()),
-            _ => strip_rows(FETCHED_BYTES, one.source_row_bytes()),
-        };
-        for first in all.clone().step_by(most.max(1)) {
-            let last = all.end.min(first + most);
-            let part = |bytes: usize| first * bytes..last * bytes;
-            let codes = &input.codes[part(one.source_row_bytes())];
-            let params = &input.params[part(one.source_params_bytes())];
-            let out_params = &mut out_params[part(one.target_params_bytes())];
-            let out_part = part(one.target_row_bytes());
-            let mut flow = Flow {
-                ahead: input.ahead,
-                streaming: false,
-            };
-            if !one.fetches() {
-                flow.fetch(codes);
-            }
-            let mut run = |flow, out: &mut [u8]| {
-                *counts += one.run_in(flow, last - first, codes, params, out, out_params);
-            };
-            match &mut out {
-                Out::Place(out) => run(flow, &mut out[out_part]),
-                Out::Stream(level, out, buffer) => {
-                    let out = &mut out[out_part];
-                    if one.streams() && out.as_ptr().align_offset(LINE) == 0 {
-                        flow.streaming = true;
-                        run(flow, out);
-                    } else {
-                        let made = &mut buffer[..out.len()];
-                        run(flow, made);
-                        stream(*level, made, out);
-                    }
-                }
-            }
-        }
-    };
-    match conversions {
-        Conversions::All(one) => rows(one, 0..heads * tokens),
-        Conversions::Heads(many) => {
-            for (h, one) in many[tile.head as usize..][..heads].iter().enumerate() {
-                rows(one, h * tokens..(h + 1) * tokens);
-            }
-        }
-    }
-    match out {
-        Out::Place(out) => out,
-        Out::Stream(..) => &[],
-    }
-}
-
-/// Rows converted at a time: eights of them, so that rows of an odd number of bytes still end with a line.
-fn strip_rows(bytes: usize, row_bytes: usize) -> usize {
-    let rows = bytes / row_bytes.max(1);
-    if rows < 8 { rows.max(1) } else { rows / 8 * 8 }
-}
-
 /// `len` bytes of the target.
 fn part_mut<T: Target>(target: &mut T, at: Address, len: usize) -> &mut [u8] {
     target.dest(at.region).part(at.byte, len)
@@ -1117,13 +838,6 @@ fn room(buffer: &mut Vec<u8>, codes: usize, params: usize) -> (&mut [u8], &mut [
     let skip = buffer.as_ptr().align_offset(LINE).min(LINE);
     buffer[skip..][..codes + params].split_at_mut(codes)
 }
-
-/// Where dense rows of their own lie.
-const DENSE: Place<'static> = Place {
-    layer: 0,
-    pages: &[0],
-    tokens: Progression::ALL,
-};
 
 impl fmt::Debug for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
