@@ -40,8 +40,8 @@ const BELOW: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// The only crates that may use `unsafe`: vector loops, and reads into pieces of regions.
-const UNSAFE: &[&str] = &["moai-translate", "moai-transport-tcp"];
+/// The only crates that may use `unsafe`: mappings, vector loops, and reads into pieces of regions.
+const UNSAFE: &[&str] = &["moai-memory", "moai-translate", "moai-transport-tcp"];
 
 /// Tests that need more than one crate.
 const TESTS: &str = "moai-tests";
