@@ -55,6 +55,12 @@ pub(crate) struct Run {
     /// Payload bytes a second that each producer rank sends at most; 0 is no limit.
     #[arg(long, value_name = "BYTES")]
     pub(crate) max_rate: Option<u64>,
+    /// What may carry the bytes, best first: names separated by commas, or auto.
+    #[arg(long, value_name = "NAMES")]
+    pub(crate) transport: Option<String>,
+    /// Where both sides' pools lie: host, pinned, shared, sim (a simulated device), or auto.
+    #[arg(long, value_name = "KIND")]
+    pub(crate) memory: Option<String>,
     /// Allow addresses off loopback, without authentication or encryption.
     #[arg(long)]
     pub(crate) insecure: bool,
@@ -195,6 +201,10 @@ pub(crate) struct Rank {
     pub(crate) deadline: Option<f64>,
     #[arg(long)]
     pub(crate) max_rate: Option<u64>,
+    #[arg(long)]
+    pub(crate) transport: Option<String>,
+    #[arg(long)]
+    pub(crate) memory: Option<String>,
     #[arg(long)]
     pub(crate) insecure: bool,
     #[arg(long)]

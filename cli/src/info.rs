@@ -2,10 +2,12 @@
 //!
 //! What cannot be found out is said to be unknown; nothing here fails.
 
-use std::{collections::BTreeMap, fs, thread};
+use std::{borrow::Cow, collections::BTreeMap, fs, thread};
 
 use moai_fabric::{
     collectives::limits as collectives,
+    config::Config,
+    providers,
     translate::{element::Element, layout::presets},
     transport::limits as transport,
 };
@@ -40,10 +42,10 @@ pub(crate) struct Info {
 pub(crate) struct Part {
     /// Its name.
     pub(crate) name: &'static str,
-    /// Whether this build has it.
+    /// Whether this build has it, and this machine can open it.
     pub(crate) present: bool,
     /// What it is, or what adding it would bring.
-    pub(crate) what: &'static str,
+    pub(crate) what: Cow<'static, str>,
 }
 
 /// The processor.
@@ -189,7 +191,7 @@ pub(crate) fn collect(layouts: bool, variables: &[(&str, String, &str)]) -> Info
     Info {
         version: env!("CARGO_PKG_VERSION"),
         memory: MEMORY.to_vec(),
-        transports: TRANSPORTS.to_vec(),
+        transports: transports(),
         cpu: cpu(),
         system: system(),
         limits: limits(),
@@ -222,7 +224,7 @@ pub(crate) fn print(info: &Info) -> String {
             } else {
                 "not built yet"
             };
-            [part.name.into(), there.into(), part.what.into()]
+            [part.name.into(), there.into(), part.what.to_string()]
         };
         parts.iter().map(row).collect::<Vec<_>>()
     };
@@ -311,12 +313,36 @@ const fn part(name: &'static str, present: bool, what: &'static str) -> Part {
     Part {
         name,
         present,
-        what,
+        what: Cow::Borrowed(what),
     }
+}
+
+/// Providers of this build, as this machine lets them be opened, and those to come.
+fn transports() -> Vec<Part> {
+    let config = Config::from_env().unwrap_or_default();
+    let open = providers::probe(&config)
+        .into_iter()
+        .map(|(name, probed)| Part {
+            name,
+            present: probed.is_ok(),
+            what: Cow::Owned(probed.unwrap_or_else(|why| format!("cannot be opened: {why}"))),
+        });
+    open.chain(TO_COME.iter().cloned()).collect()
 }
 
 const MEMORY: &[Part] = &[
     part("host", true, "ordinary memory of this process"),
+    part("pinned", true, "locked into memory, for devices"),
+    part(
+        "shared",
+        true,
+        "of which other processes of this host can map the pages",
+    ),
+    part(
+        "sim",
+        true,
+        "a device of our own, for trying what devices do on machines without one",
+    ),
     part(
         "cuda",
         false,
@@ -329,17 +355,7 @@ const MEMORY: &[Part] = &[
     ),
 ];
 
-const TRANSPORTS: &[Part] = &[
-    part(
-        "tcp",
-        true,
-        "sockets; rows in long runs land straight in their pages",
-    ),
-    part(
-        "shm",
-        false,
-        "not in this release; would move between processes of one host without sockets",
-    ),
+const TO_COME: &[Part] = &[
     part(
         "verbs",
         false,
@@ -657,7 +673,7 @@ mod tests {
         for part in [
             "tcp        present",
             "verbs      not built yet",
-            "cuda  not built yet",
+            "cuda    not built yet",
             "MOAI_BIND  127.0.0.1  where ranks listen",
             "CHUNK_BYTES",
             "fp8_ds_mla",
@@ -672,7 +688,8 @@ mod tests {
         }
         assert!(!print(&collect(false, &[])).contains("fp8_ds_mla"));
         let json = serde_json::to_value(&info).unwrap();
-        assert_eq!(json["transports"][0]["name"], "tcp");
+        assert_eq!(json["transports"][0]["name"], "shm");
+        assert_eq!(json["transports"][1]["name"], "tcp");
         assert_eq!(json["layouts"]["elements"][2]["group_bytes"], 2);
         let presets = json["layouts"]["presets"].as_array().unwrap();
         let indexer = presets.iter().find(|p| p["name"] == "vllm/dsv32_indexer");

@@ -1,15 +1,17 @@
 //! `moai plan`: who would send what to whom.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, time::Duration};
 
 use moai_fabric::collectives::{
+    cost::{self, Choice, Rates},
     execute::Agreed,
+    plan::Pair,
     traffic::{PairTraffic, traffic},
 };
 use serde_json::{Value, json};
 
 use crate::{
-    args,
+    args, bounds,
     failure::{Failure, show, write_json},
     inputs, picture, svg,
 };
@@ -19,20 +21,74 @@ pub(crate) fn plan(command: &args::Plan) -> Result<(), Failure> {
     let agreed = inputs::agree(sides, command.json.as_deref())?;
     let traffic = traffic(&agreed);
     let matrix = picture::matrix(&agreed, &traffic, std::io::stdout().is_terminal());
-    show(format_args!("{matrix}\n{}", steps(&traffic)))?;
+    let ways = ways(&agreed)?;
+    show(format_args!("{matrix}\n{}", steps(&traffic, &ways)))?;
     if let Some(path) = &command.svg {
         std::fs::write(path, svg::draw(&agreed, &traffic))
             .map_err(|error| Failure::Input(format!("cannot write {}: {error}", path.display())))?;
     }
-    write_json(command.json.as_deref(), &report(&agreed, &traffic))
+    let mut report = report(&agreed, &traffic);
+    report["ways"] = ways.iter().map(Way::json).collect();
+    write_json(command.json.as_deref(), &report)
+}
+
+/// Time spent on measuring what this machine can do, and on each conversion.
+const BUDGETS: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(5)];
+
+/// What would be chosen for a pair of ranks: on one host, and between hosts.
+#[derive(Debug)]
+struct Way {
+    source: u32,
+    target: u32,
+    here: Choice,
+    elsewhere: Choice,
+}
+
+impl Way {
+    fn json(&self) -> Value {
+        let choice = |choice: &Choice| {
+            json!({
+                "way": choice.way,
+                "mapped_ns": choice.mapped_ns as u64,
+                "sent_ns": choice.sent_ns as u64,
+                "reason": choice.reason,
+            })
+        };
+        json!({
+            "source": self.source,
+            "target": self.target,
+            "same_host": choice(&self.here),
+            "other_host": choice(&self.elsewhere),
+        })
+    }
+}
+
+/// The way of every pair, by what this machine can do.
+fn ways(agreed: &Agreed) -> Result<Vec<Way>, Failure> {
+    let [whole, each] = BUDGETS;
+    let bounds = bounds::measure(whole)
+        .map_err(|error| Failure::Transfer(format!("cannot measure this machine: {error}")))?;
+    let rates = Rates::new(bounds.memcpy_gb_s, bounds.loopback_gb_s)
+        .with_measured_conversions(agreed, each);
+    let way = |pair: &Pair| {
+        let spans = cost::bytes_by_span(agreed, pair);
+        let choose = |can_map| cost::choose(&agreed.agreement, &spans, &rates, can_map);
+        Way {
+            source: pair.source,
+            target: pair.target,
+            here: choose(true),
+            elsewhere: choose(false),
+        }
+    };
+    Ok(agreed.agreement.pairs.iter().map(way).collect())
 }
 
 /// Pairs listed in full; of more, the first are.
 const MOST_PAIRS: usize = 64;
 
-fn steps(traffic: &[PairTraffic]) -> String {
+fn steps(traffic: &[PairTraffic], ways: &[Way]) -> String {
     let mut out = String::new();
-    for pair in traffic.iter().take(MOST_PAIRS) {
+    for (pair, way) in traffic.iter().zip(ways).take(MOST_PAIRS) {
         out += &format!(
             "producer {} -> consumer {}: {} read in {} runs, {} wired in {} chunks, {} written in {} runs\n",
             pair.source,
@@ -43,6 +99,10 @@ fn steps(traffic: &[PairTraffic]) -> String {
             pair.chunks,
             picture::bytes(pair.bytes_written),
             pair.target_runs,
+        );
+        out += &format!(
+            "  {} on one host: {}; {}\n",
+            way.here.way, way.here.reason, way.elsewhere.reason
         );
         for step in &pair.steps {
             let [first, end] = step.heads;

@@ -24,11 +24,13 @@ struct Slow {
 }
 
 impl Slow {
-    fn start(deadline: &str, rate: &str) -> Self {
+    fn start(transport: &str, deadline: &str, rate: &str) -> Self {
         let report = tempfile::NamedTempFile::new().unwrap();
         let mut child = moai(&[
             "run",
             "--verbose",
+            "--transport",
+            transport,
             "--deadline",
             deadline,
             "--max-rate",
@@ -42,13 +44,18 @@ impl Slow {
         .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let (mut pids, mut addresses) = (Vec::new(), Vec::new());
-        while pids.len() < 6 || addresses.len() < 4 {
+        let mut listening = 0;
+        while pids.len() < 6 || listening < 4 {
             let line = lines.next().expect("the run tells of its ranks").unwrap();
             if let Some((name, pid)) = line.split_once(": process ") {
                 pids.push((name.to_owned(), pid.to_owned()));
             }
             if let Some((_, address)) = line.split_once(": listens on ") {
-                addresses.push(address.to_owned());
+                listening += 1;
+                let tcp = address
+                    .split(' ')
+                    .filter_map(|text| text.strip_prefix("tcp:"));
+                addresses.extend(tcp.map(str::to_owned));
             }
         }
         let rest =
@@ -109,7 +116,16 @@ const MIDDLE: Duration = Duration::from_millis(1500);
 
 #[test]
 fn a_killed_producer_fails_its_consumer_in_time_with_its_dirty_pages() {
-    let run = Slow::start("30", "2000000");
+    killed_producer("tcp");
+}
+
+#[test]
+fn a_killed_producer_fails_its_consumer_in_time_with_its_dirty_pages_while_pages_are_mapped() {
+    killed_producer("shm");
+}
+
+fn killed_producer(transport: &str) {
+    let run = Slow::start(transport, "30", "2000000");
     std::thread::sleep(MIDDLE);
     run.signal("producer 2", "-KILL");
     let (code, said, report, took) = run.end();
@@ -142,7 +158,16 @@ fn a_killed_producer_fails_its_consumer_in_time_with_its_dirty_pages() {
 
 #[test]
 fn a_killed_consumer_fails_its_producers_in_time() {
-    let run = Slow::start("30", "2000000");
+    killed_consumer("tcp");
+}
+
+#[test]
+fn a_killed_consumer_fails_its_producers_in_time_while_pages_are_mapped() {
+    killed_consumer("shm");
+}
+
+fn killed_consumer(transport: &str) {
+    let run = Slow::start(transport, "30", "2000000");
     std::thread::sleep(MIDDLE);
     run.signal("consumer 0", "-KILL");
     let (code, said, report, took) = run.end();
@@ -164,7 +189,16 @@ fn a_killed_consumer_fails_its_producers_in_time() {
 
 #[test]
 fn a_stopped_producer_is_given_up_at_the_deadline() {
-    let run = Slow::start("6", "2000000");
+    stopped_producer("tcp");
+}
+
+#[test]
+fn a_stopped_producer_is_given_up_at_the_deadline_while_pages_are_mapped() {
+    stopped_producer("shm");
+}
+
+fn stopped_producer(transport: &str) {
+    let run = Slow::start(transport, "6", "2000000");
     std::thread::sleep(MIDDLE);
     run.signal("producer 3", "-STOP");
     let (code, said, report, took) = run.end();
@@ -190,7 +224,7 @@ fn lives(pid: &str) -> bool {
 
 #[test]
 fn ranks_end_when_the_run_that_started_them_is_killed() {
-    let mut run = Slow::start("30", "2000000");
+    let mut run = Slow::start("auto", "30", "2000000");
     std::thread::sleep(MIDDLE);
     assert!(run.pids.iter().all(|(_, pid)| lives(pid)));
     run.child.kill().unwrap();
@@ -207,7 +241,7 @@ fn ranks_end_when_the_run_that_started_them_is_killed() {
 
 #[test]
 fn strangers_on_a_producers_port_disturb_nobody() {
-    let run = Slow::start("30", "8000000");
+    let run = Slow::start("auto", "30", "8000000");
     let mut held = Vec::new();
     for address in run.addresses.clone() {
         for words in [

@@ -10,9 +10,11 @@
 //! - [`tokens`]: which tokens a rank holds.
 //! - [`negotiate`]: whether two sides fit, and how rows travel.
 //! - [`plan`]: who sends what to whom; [`execute`]: doing it.
+//! - [`cost`]: which way it goes.
 //! - [`digest`]: what both sides compare when it is done.
 #![forbid(unsafe_code)]
 
+pub mod cost;
 pub mod description;
 pub mod descriptor;
 pub mod digest;

@@ -1,5 +1,7 @@
 //! Hybrid caches: layers with page lists and page sizes of their own.
 
+use std::sync::Arc;
+
 use moai_collectives::{
     descriptor::Descriptor,
     execute::{Agreed, convert},
@@ -87,11 +89,11 @@ fn check(from: &Value, from_row: Row, to: &Value, to_row: Row) {
         }
     }
     convert(
-        &Agreed {
+        &Arc::new(Agreed {
             producer,
             consumer,
             agreement,
-        },
+        }),
         &sources,
         &mut targets,
     );

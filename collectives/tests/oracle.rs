@@ -10,7 +10,7 @@ use std::{
 use moai_collectives::{
     descriptor::Descriptor,
     digest::DigestKey,
-    execute::{Agreed, Pool, Runner, convert},
+    execute::{Agreed, PageCopy, Pool, Runner, Runs, convert},
     negotiate::{Role, negotiate},
 };
 use moai_memory::Region;
@@ -79,7 +79,12 @@ impl Case {
 
     fn key(&self) -> DigestKey {
         let rows = self.agreed.agreement.carriages.iter();
-        DigestKey::new(0xFEED, rows.map(|c| c.row_bytes[1] as usize).max().unwrap())
+        DigestKey::new(
+            0xFEED,
+            rows.map(|c| c.row_bytes[1].max(c.row_bytes[2]) as usize)
+                .max()
+                .unwrap(),
+        )
     }
 
     fn expected(&self) -> (naive::Expected, Vec<naive::Regions>) {
@@ -259,6 +264,8 @@ fn check_runners(case: &Case) {
     ];
     let mut scattered = case.pools(Role::Consumer, &case.targets);
     let mut placed = case.pools(Role::Consumer, &case.targets);
+    let mut mapped = case.pools(Role::Consumer, &case.targets);
+    let mut runs = Runs::new();
     let blank =
         |pool: &Pool| -> Vec<Vec<u8>> { pool.iter().map(|r| vec![0; r.len() as usize]).collect() };
     let mut writes: Vec<Vec<Vec<u8>>> = scattered.iter().map(blank).collect();
@@ -268,47 +275,69 @@ fn check_runners(case: &Case) {
         let mut send = Runner::new(Arc::clone(&case.agreed), pair, Role::Producer);
         let mut receive = Runner::new(Arc::clone(&case.agreed), pair, Role::Consumer);
         assert_eq!(send.chunks(), receive.chunks(), "{}", case.text);
+        let mut copy = PageCopy::new(Arc::clone(&case.agreed), pair, u64::MAX);
+        assert_eq!(send.chunks(), copy.chunks(), "{}", case.text);
         let (from, to) = (pair.source as usize, pair.target as usize);
         for index in 0..send.chunks().len() {
             let mut wire = vec![0xA5; send.chunks()[index].bytes as usize];
             let mut again = vec![0; wire.len()];
-            let found = send.gather(index, &sources[from], &mut again);
-            let (gathered, digest) = send.gather_digested(index, &sources[from], &mut wire, &key);
+            let found = send.gather(index, sources[from].as_slice(), &mut again);
+            let (gathered, digest) =
+                send.gather_digested(index, sources[from].as_slice(), &mut wire, &key);
             assert_eq!(gathered, found, "{}", case.text);
             assert!(again == wire, "digesting changes rows\n{}", case.text);
             assert_eq!(digest, send.digest(index, &wire, &key), "{}", case.text);
             counts += gathered;
-            counts += receive.scatter(index, &wire, &mut scattered[to]);
+            let placed_here = receive.scatter(index, &wire, scattered[to].as_mut_slice());
+            counts += placed_here;
             let sent = send.digest(index, &wire, &key);
             sum = sum.wrapping_add(sent);
             assert_eq!(receive.digest(index, &wire, &key), sent, "{}", case.text);
-            if let Some(found) = receive.digest_placed(index, &scattered[to], &key) {
+            if let Some(found) = receive.digest_placed(index, scattered[to].as_slice(), &key) {
                 assert_eq!(found, sent, "chunk {index} of {pair:?}\n{}", case.text);
             }
-            match receive.runs(index, 1) {
-                None => {
-                    receive.scatter(index, &wire, &mut placed[to]);
+            // What is told of placing is found in the pages, whatever their format.
+            let pages = scattered[to].as_mut_slice();
+            let (again, told) = receive.scatter_told(index, &wire, pages, &key);
+            assert_eq!((again, told[0]), (placed_here, sent), "{}", case.text);
+            assert_eq!(
+                receive.digest_written(index, pages, &key),
+                Some(told[1]),
+                "chunk {index} of {pair:?}\n{}",
+                case.text
+            );
+            if receive.runs(index, 1, &mut runs) {
+                let mut rest = &wire[..];
+                for &(_, at, bytes) in &runs {
+                    let (run, tail) = rest.split_at(bytes as usize);
+                    let region = placed[to][at.region as usize].as_mut_slice();
+                    region[at.byte as usize..][..run.len()].copy_from_slice(run);
+                    rest = tail;
                 }
-                Some(runs) => {
-                    let mut rest = &wire[..];
-                    for (at, bytes) in runs {
-                        let (run, tail) = rest.split_at(bytes as usize);
-                        let region = placed[to][at.region as usize].as_mut_slice();
-                        region[at.byte as usize..][..run.len()].copy_from_slice(run);
-                        rest = tail;
-                    }
-                    assert!(
-                        rest.is_empty(),
-                        "{} bytes are left\n{}",
-                        rest.len(),
-                        case.text
-                    );
-                }
+                assert!(
+                    rest.is_empty(),
+                    "{} bytes are left\n{}",
+                    rest.len(),
+                    case.text
+                );
+            } else {
+                let (_, digest) =
+                    receive.scatter_digested(index, &wire, placed[to].as_mut_slice(), &key);
+                assert_eq!(digest, sent, "{}", case.text);
             }
+            // Straight from pages to pages.
+            let (found, lent) = send.digest_lent(index, sources[from].as_slice(), &key);
+            let copied = copy.copy_digested(index, &sources[from], &mut mapped[to], &key);
+            assert_eq!(
+                copied,
+                (found, lent),
+                "chunk {index} of {pair:?}\n{}",
+                case.text
+            );
             // A byte that is written differs from one of two backgrounds that differ everywhere.
             let mut wrote = Vec::new();
             for (probe, background) in probes.iter_mut().zip(&backgrounds) {
-                receive.scatter(index, &wire, &mut probe[to]);
+                receive.scatter(index, &wire, probe[to].as_mut_slice());
                 for (r, (got, was)) in probe[to].iter_mut().zip(&background[to]).enumerate() {
                     touched(got.as_mut_slice(), was.as_slice(), |byte| {
                         wrote.push((r, byte))
@@ -324,6 +353,7 @@ fn check_runners(case: &Case) {
     }
     case.check("runners", &scattered, &wanted);
     case.check("runs", &placed, &wanted);
+    case.check("pages to pages", &mapped, &wanted);
     assert_eq!(counts, expected.counts, "{}", case.text);
     assert_eq!(sum, expected.digest, "sum of digests\n{}", case.text);
     // In the descriptor's order of regions, as `writes`.
@@ -373,7 +403,7 @@ fn digests_do_not_depend_on_how_either_side_lays_its_cache_out() {
                 let mut send = Runner::new(Arc::clone(&case.agreed), pair, Role::Producer);
                 for index in 0..send.chunks().len() {
                     let mut wire = vec![0; send.chunks()[index].bytes as usize];
-                    send.gather(index, &sources[pair.source as usize], &mut wire);
+                    send.gather(index, sources[pair.source as usize].as_slice(), &mut wire);
                     sum = sum.wrapping_add(send.digest(index, &wire, &key));
                 }
             }

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
+use moai_memory::MemoryKind;
 use thiserror::Error;
+
+use crate::providers::NAMES;
 
 /// Everything that can be chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +26,25 @@ pub struct Config {
     pub max_bytes_per_second: Option<u64>,
     /// Outgoing payload that one peer can have queued; at least 4 MiB. Costs that much memory a peer.
     pub staging_bytes: u32,
+    /// Transports that may be used, the first that reaches a peer before the others; `None` is any, the best first.
+    pub transports: Option<Vec<String>>,
+    /// Transports of which it must be one; without a path by one of them nothing is transferred.
+    pub require_path: Option<Vec<String>>,
+    /// What consumers are told to connect to over tcp, where it is not what `bind` says: behind a translation of
+    /// addresses, or when listening on all. Port 0 stands for the one that is listened on.
+    pub advertise: Option<SocketAddr>,
+    /// Ports to listen on, the first that is free, instead of the one of `bind`; both included.
+    pub ports: Option<(u16, u16)>,
+    /// Connections that one peer's one-sided operations over tcp are spread over; of two peers, the one with fewer
+    /// decides.
+    pub tcp_lanes: u32,
+    /// How long a wait looks for work before it sleeps: saves waking up, and takes the time from whoever else wants
+    /// the core. `None` is what each transport finds best.
+    pub spin: Option<Duration>,
+    /// Where both sides' pools lie. `None` is where every transport that is allowed reaches them best: shared memory for
+    /// producers if shm is one of these, and host memory. In memory of a device, rows are copied once more on each side,
+    /// and no pages are mapped.
+    pub memory: Option<MemoryKind>,
 }
 
 impl Default for Config {
@@ -33,6 +55,13 @@ impl Default for Config {
             deadline: Duration::from_secs(60),
             max_bytes_per_second: None,
             staging_bytes: moai_transport::limits::STAGING_RING_BYTES,
+            transports: None,
+            require_path: None,
+            advertise: None,
+            ports: None,
+            tcp_lanes: 1,
+            spin: None,
+            memory: None,
         }
     }
 }
@@ -65,7 +94,7 @@ pub struct Variable {
 }
 
 /// Variables of the configuration, then those that only tests and logs read.
-const VARIABLES: [(&str, &str); 8] = [
+const VARIABLES: [(&str, &str); 15] = [
     ("MOAI_BIND", "address that producer ranks listen on"),
     (
         "MOAI_INSECURE",
@@ -84,12 +113,43 @@ const VARIABLES: [(&str, &str); 8] = [
         "outgoing payload that one peer can have queued",
     ),
     (
+        "MOAI_TRANSPORTS",
+        "transports that may be used, in this order; auto is all, the best first",
+    ),
+    (
+        "MOAI_REQUIRE_PATH",
+        "transports of which it must be one, or nothing is transferred",
+    ),
+    (
+        "MOAI_ADVERTISE",
+        "host, or host and port, that consumers are told to connect to over tcp, where it is not `MOAI_BIND`",
+    ),
+    (
+        "MOAI_PORTS",
+        "ports to try instead of that of `MOAI_BIND`, as 4000-4015; 0 is none",
+    ),
+    (
+        "MOAI_TCP_LANES",
+        "connections that one peer's one-sided operations over tcp are spread over",
+    ),
+    (
+        "MOAI_SPIN",
+        "microseconds that a wait looks for work before it sleeps; auto is what each transport finds best",
+    ),
+    (
+        "MOAI_MEMORY",
+        "where both sides' pools lie: host, pinned, shared or sim, a simulated device; auto is what each transport reaches best",
+    ),
+    (
         "MOAI_LOG",
         "what to log on stderr: error, warn, debug, trace, or by module",
     ),
     ("MOAI_REQUIRE", "test batteries whose absence is a failure"),
     ("MOAI_SEED", "seed of seeded tests"),
 ];
+
+/// A second: whoever spins longer does not want to sleep at all.
+const MAX_SPIN_MICROS: u64 = 1_000_000;
 
 /// Prefix of all variables.
 const PREFIX: &str = "MOAI_";
@@ -164,6 +224,51 @@ impl Config {
                     }
                     config.staging_bytes = bytes;
                 }
+                "MOAI_TRANSPORTS" => config.transports = transports(&value).map_err(fail)?,
+                "MOAI_REQUIRE_PATH" => config.require_path = transports(&value).map_err(fail)?,
+                "MOAI_ADVERTISE" => {
+                    let socket = || {
+                        let host = value
+                            .parse()
+                            .ok()
+                            .map(|host: IpAddr| SocketAddr::new(host, 0));
+                        value.parse().ok().or(host)
+                    };
+                    config.advertise = match value.as_str() {
+                        "" => None,
+                        _ => Some(socket().ok_or_else(|| {
+                            fail("is no address of a host, as 10.0.0.7 or 10.0.0.7:4000".into())
+                        })?),
+                    };
+                }
+                "MOAI_PORTS" => config.ports = ports(&value).map_err(fail)?,
+                "MOAI_TCP_LANES" => {
+                    let most = moai_transport::limits::MAX_LANES;
+                    let lanes = value
+                        .parse()
+                        .ok()
+                        .filter(|lanes| (1..=most).contains(lanes));
+                    config.tcp_lanes =
+                        lanes.ok_or_else(|| fail(format!("is not between 1 and {most}")))?;
+                }
+                "MOAI_SPIN" => {
+                    let micros = || {
+                        value
+                            .parse()
+                            .ok()
+                            .filter(|&micros| micros <= MAX_SPIN_MICROS)
+                    };
+                    let fail = || {
+                        fail(format!(
+                            "is not auto and not between 0 and {MAX_SPIN_MICROS}"
+                        ))
+                    };
+                    config.spin = match value.as_str() {
+                        "auto" => None,
+                        _ => Some(Duration::from_micros(micros().ok_or_else(fail)?)),
+                    };
+                }
+                "MOAI_MEMORY" => config.memory = memory(&value).map_err(fail)?,
                 other => {
                     let known = VARIABLES.iter().any(|(name, _)| *name == other)
                         || TESTS_ONLY.contains(&other);
@@ -189,6 +294,24 @@ impl Config {
             "MOAI_DEADLINE" => self.deadline.as_secs_f64().to_string(),
             "MOAI_MAX_RATE" => self.max_bytes_per_second.unwrap_or(0).to_string(),
             "MOAI_STAGING_BYTES" => self.staging_bytes.to_string(),
+            "MOAI_TRANSPORTS" => list(self.transports.as_deref(), "auto"),
+            "MOAI_REQUIRE_PATH" => list(self.require_path.as_deref(), ""),
+            "MOAI_ADVERTISE" => self
+                .advertise
+                .map_or_else(String::new, |host| host.to_string()),
+            "MOAI_PORTS" => match self.ports {
+                None => "0".to_owned(),
+                Some((first, last)) => format!("{first}-{last}"),
+            },
+            "MOAI_TCP_LANES" => self.tcp_lanes.to_string(),
+            "MOAI_SPIN" => {
+                let micros = |spin: Duration| spin.as_micros().to_string();
+                self.spin.map_or_else(|| "auto".to_owned(), micros)
+            }
+            "MOAI_MEMORY" => {
+                let named = |kind: MemoryKind| kind.to_string();
+                self.memory.map_or_else(|| "auto".to_owned(), named)
+            }
             other => std::env::var(other).unwrap_or_default(),
         };
         VARIABLES
@@ -200,6 +323,30 @@ impl Config {
                 set: std::env::var_os(name).is_some(),
             })
             .collect()
+    }
+
+    /// Whether a transport may be used.
+    #[must_use]
+    pub fn allows(&self, transport: &str) -> bool {
+        let named = |list: &Option<Vec<String>>| match list {
+            None => true,
+            Some(names) => names.iter().any(|name| name == transport),
+        };
+        named(&self.transports)
+    }
+
+    /// Where producers' pools lie.
+    pub(crate) fn pool_kind(&self) -> MemoryKind {
+        match self.memory {
+            Some(kind) => kind,
+            None if self.allows("shm") => MemoryKind::Shared,
+            None => MemoryKind::Host,
+        }
+    }
+
+    /// Where consumers' pools lie.
+    pub(crate) fn target_kind(&self) -> MemoryKind {
+        self.memory.unwrap_or(MemoryKind::Host)
     }
 
     /// Whether an address may be used.
@@ -216,6 +363,60 @@ impl Config {
             value: address.to_string(),
             problem: "is off loopback, and this release neither authenticates nor encrypts; --insecure or MOAI_INSECURE=1 allows it".into(),
         })
+    }
+}
+
+/// Names of transports, separated by commas; `auto` and nothing are no choice.
+///
+/// # Errors
+///
+/// What is wrong with them.
+pub fn transports(names: &str) -> Result<Option<Vec<String>>, String> {
+    if names.is_empty() || names == "auto" {
+        return Ok(None);
+    }
+    let mut list: Vec<String> = Vec::new();
+    for name in names.split(',').map(str::trim) {
+        if !NAMES.contains(&name) {
+            let known = NAMES.join(", ");
+            return Err(format!(
+                "names {name:?}, which is no transport of this build; there is {known}, and auto"
+            ));
+        }
+        if !list.iter().any(|other| other == name) {
+            list.push(name.to_owned());
+        }
+    }
+    Ok(Some(list))
+}
+
+/// A kind of memory; `auto` and nothing are no choice.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub fn memory(kind: &str) -> Result<Option<MemoryKind>, String> {
+    match kind {
+        "" | "auto" => Ok(None),
+        kind => {
+            let unknown = |error: moai_memory::UnknownKind| format!("is not: {error}, and auto");
+            kind.parse().map(Some).map_err(unknown)
+        }
+    }
+}
+
+fn list(names: Option<&[String]>, none: &str) -> String {
+    names.map_or_else(|| none.to_owned(), |names| names.join(","))
+}
+
+fn ports(text: &str) -> Result<Option<(u16, u16)>, String> {
+    if text.is_empty() || text == "0" {
+        return Ok(None);
+    }
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    match (first.parse(), last.parse()) {
+        (Ok(first), Ok(last)) if 0 < first && first <= last => Ok(Some((first, last))),
+        _ => Err("is no port and no range of them, as 4000-4015".into()),
     }
 }
 
@@ -268,6 +469,13 @@ mod tests {
             ("MOAI_BIND", "here"),
             ("MOAI_INSECURE", "yes"),
             ("MOAI_STAGING_BYTES", "17"),
+            ("MOAI_TRANSPORTS", "pigeon"),
+            ("MOAI_REQUIRE_PATH", "tcp,"),
+            ("MOAI_ADVERTISE", "here"),
+            ("MOAI_TCP_LANES", "0"),
+            ("MOAI_SPIN", "1000001"),
+            ("MOAI_PORTS", "9-8"),
+            ("MOAI_PORTS", "0-8"),
             ("MOAI_DEADLIN", "3"),
         ] {
             let error = read(name, value).unwrap_err().to_string();
@@ -279,6 +487,20 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn transports_and_ports_are_lists() {
+        assert_eq!(read("MOAI_TRANSPORTS", "auto").unwrap(), Config::default());
+        let config = read("MOAI_TRANSPORTS", "tcp,tcp").unwrap();
+        assert_eq!(config.transports, Some(vec!["tcp".to_owned()]));
+        assert!(config.allows("tcp") && !config.allows("udp"));
+        let config = read("MOAI_PORTS", "7-9").unwrap();
+        assert_eq!(config.ports, Some((7, 9)));
+        assert_eq!(read("MOAI_PORTS", "7").unwrap().ports, Some((7, 7)));
+        let advertise = |value| read("MOAI_ADVERTISE", value).unwrap().advertise.unwrap();
+        assert_eq!(advertise("10.0.0.7"), "10.0.0.7:0".parse().unwrap());
+        assert_eq!(advertise("[::1]:4"), "[::1]:4".parse().unwrap());
     }
 
     #[test]

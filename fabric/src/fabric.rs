@@ -3,20 +3,22 @@
 use std::{
     collections::BTreeMap,
     hash::{BuildHasher, Hasher, RandomState},
-    net::SocketAddr,
     sync::Arc,
 };
 
 use moai_collectives::{
+    cost::Rates,
     execute::Agreed,
-    transfer::{self, Options, Report},
+    transfer::{self, Options, Report, Unreached},
 };
-use moai_memory::Region;
-use moai_transport::Interface;
-use moai_transport_tcp::{TcpConfig, TcpInterface};
+use moai_memory::{MemoryKind, Region};
+use moai_transport::{Address, Stack};
 use thiserror::Error;
 
-use crate::config::{Config, ConfigError};
+use crate::{
+    config::{Config, ConfigError},
+    transports::{Transports, socket},
+};
 
 /// A rank could not take part.
 #[derive(Debug, Error)]
@@ -25,8 +27,8 @@ pub enum FabricError {
     /// A setting forbids it.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The transport could not be opened.
-    #[error("cannot open the tcp transport on {address}: {cause}")]
+    /// A transport could not be opened.
+    #[error("cannot open a transport on {address}: {cause}")]
     Transport {
         /// The listening address, or what was asked for.
         address: String,
@@ -45,7 +47,8 @@ pub struct Fabric {
 /// A producer rank that listens.
 #[derive(Debug)]
 pub struct Server {
-    interface: TcpInterface,
+    transports: Transports,
+    addresses: Vec<Address>,
     options: Options,
 }
 
@@ -62,21 +65,35 @@ impl Fabric {
         &self.config
     }
 
+    /// The kind of memory for a producer's pool: as configured, or that in which its pages can be reached in every way
+    /// that is allowed.
+    #[must_use]
+    pub fn pool_kind(&self) -> MemoryKind {
+        self.config.pool_kind()
+    }
+
+    /// The kind of memory for a consumer's pool.
+    #[must_use]
+    pub fn target_kind(&self) -> MemoryKind {
+        self.config.target_kind()
+    }
+
     fn options(&self) -> Options {
         Options {
             deadline: self.config.deadline,
             max_bytes_per_second: self.config.max_bytes_per_second,
+            map: true,
+            rates: Rates::default(),
         }
     }
 
-    fn open(&self, listen: Option<SocketAddr>) -> Result<TcpInterface, FabricError> {
-        let mut config = TcpConfig::default();
-        config.listen = listen;
-        config.staging_bytes = self.config.staging_bytes;
-        TcpInterface::new(config).map_err(|cause| FabricError::Transport {
-            address: listen.map_or_else(|| "no address".to_owned(), |address| address.to_string()),
-            cause,
-        })
+    fn open(&self, listens: bool) -> Result<Transports, FabricError> {
+        let address = match listens {
+            true => self.config.bind.to_string(),
+            false => "no address".to_owned(),
+        };
+        let fail = |cause| FabricError::Transport { address, cause };
+        Transports::open(&self.config, listens).map_err(fail)
     }
 
     /// Listens for consumer ranks.
@@ -89,13 +106,16 @@ impl Fabric {
         if !self.config.bind.ip().is_loopback() {
             tracing::warn!(address = %self.config.bind, "listening off loopback without authentication");
         }
+        let transports = self.open(true)?;
         Ok(Server {
-            interface: self.open(Some(self.config.bind))?,
+            addresses: transports.addresses(),
+            transports,
             options: self.options(),
         })
     }
 
-    /// Pulls everything that consumer rank `rank` is owed into `pool`, from producer ranks at `addresses`.
+    /// Pulls everything that consumer rank `rank` is owed into `pool`, from producer ranks at `addresses`: for each all
+    /// that it listens on.
     ///
     /// # Errors
     ///
@@ -106,52 +126,59 @@ impl Fabric {
         agreed: &Arc<Agreed>,
         rank: u32,
         pool: &mut [Region],
-        addresses: &BTreeMap<u32, SocketAddr>,
+        addresses: &BTreeMap<u32, Vec<Address>>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Report, FabricError> {
-        for &address in addresses.values() {
-            self.config.allow(address)?;
+        for socket in addresses.values().flatten().filter_map(socket) {
+            self.config.allow(socket)?;
         }
-        let mut interface = self.open(None)?;
-        let address_of = |source: u32| addresses.get(&source).copied();
+        let mut transports = self.open(false)?;
+        let wants = transports.wants();
+        let mut reach = |stack: &mut Stack, source: u32| match addresses.get(&source) {
+            Some(addresses) => wants.connect(stack, addresses),
+            None => Err(Unreached::NoPath(format!(
+                "no address is known for producer rank {source}"
+            ))),
+        };
         // Each `RandomState` is keyed by the system's randomness.
         let draw = || RandomState::new().build_hasher().finish();
         let names = (draw(), draw());
         let options = self.options();
         Ok(transfer::consume(
-            &mut interface,
+            transports.stack(),
             agreed,
             rank,
             pool,
-            &address_of,
+            &mut reach,
             names,
-            options,
+            &options,
             progress,
         ))
     }
 }
 
 impl Server {
-    /// Where it listens.
+    /// Where it listens, in every way in which it does.
     #[must_use]
-    pub fn address(&self) -> Option<SocketAddr> {
-        self.interface.local_address()
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
     }
 
-    /// Serves producer rank `rank` from `pool` until its part has an outcome.
+    /// Serves producer rank `rank` from `pool` until its part has an outcome. The pages are only read.
     pub fn serve(
         mut self,
         agreed: &Arc<Agreed>,
         rank: u32,
-        pool: &[Region],
+        pool: &mut [Region],
         progress: &mut dyn FnMut(u64, u64),
     ) -> Report {
+        let options = &self.options;
         transfer::produce(
-            &mut self.interface,
+            self.transports.stack(),
             agreed,
             rank,
             pool,
-            self.options,
+            options,
             progress,
         )
     }

@@ -11,7 +11,7 @@ use moai_collectives::{
     execute::Pool,
     limits,
 };
-use moai_memory::{Region, RegionError};
+use moai_memory::{MemoryKind, Region, RegionError};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use thiserror::Error;
 
@@ -114,6 +114,15 @@ pub fn pool_path(description: &Path, rank: &RankShard) -> Result<PathBuf, FileEr
 /// [`FileError`] if the file cannot be read, is no safetensors file, lacks a region, has one that the
 /// description does not know, or one that is too short.
 pub fn read_pool(path: &Path, rank: &RankShard) -> Result<Pool, FileError> {
+    read_pool_in(MemoryKind::Host, path, rank)
+}
+
+/// As [`read_pool`], into memory of a kind; host memory, for one that the processor cannot store to.
+///
+/// # Errors
+///
+/// As there.
+pub fn read_pool_in(kind: MemoryKind, path: &Path, rank: &RankShard) -> Result<Pool, FileError> {
     let fail = |problem| FileError::Pool {
         path: path.to_owned(),
         problem,
@@ -165,9 +174,20 @@ pub fn read_pool(path: &Path, rank: &RankShard) -> Result<Pool, FileError> {
                 region.bytes
             )));
         }
-        pool.push(Region::from_host(data.to_vec()));
+        let mut memory = self::region(kind, data.len() as u64)?;
+        memory.as_mut_slice().copy_from_slice(data);
+        pool.push(memory);
     }
     Ok(pool)
+}
+
+/// Zeroed memory of a kind, or host memory where that is none that the processor can load and store.
+pub(crate) fn region(kind: MemoryKind, bytes: u64) -> Result<Region, RegionError> {
+    match kind {
+        MemoryKind::Shared => Region::shared_zeroed(bytes),
+        MemoryKind::Pinned => Region::pinned_zeroed(bytes),
+        _ => Region::host_zeroed(bytes),
+    }
 }
 
 /// Writes the regions of one rank. The file appears whole or not at all.

@@ -1,16 +1,21 @@
 //! The assembled stack: what a program that moves caches depends on.
 //!
 //! - [`Fabric`]: one rank's part of a live transfer. [`config`]: its settings and the environment.
+//! - [`providers`]: the ways of moving bytes.
 //! - [`files`]: descriptions and pools in files.
+//! - [`device`]: pools on a device, to it and back.
 //! - [`synthetic`]: a cache of seeded values, for trying things out.
 //! - [`check`]: an independent check of what a transfer left behind.
 #![forbid(unsafe_code)]
 
 pub mod check;
 pub mod config;
+pub mod device;
 mod fabric;
 pub mod files;
+pub mod providers;
 pub mod synthetic;
+mod transports;
 
 pub use fabric::{Fabric, FabricError, Server};
 pub use moai_collectives as collectives;

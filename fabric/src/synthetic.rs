@@ -9,7 +9,7 @@ use moai_collectives::{
     digest::mix,
     execute::Pool,
 };
-use moai_memory::{Region, RegionError};
+use moai_memory::{MemoryKind, RegionError};
 use moai_translate::{
     by_element::Paged,
     layout::presets,
@@ -19,7 +19,7 @@ use moai_translate::{
 };
 use serde_json::{Value, json};
 
-use crate::check::SourceRows;
+use crate::{check::SourceRows, files};
 
 /// Layers, KV heads and head dim of Llama 3 8B.
 const LAYERS: u32 = 32;
@@ -187,7 +187,21 @@ impl SourceRows for Seeded<'_> {
 ///
 /// [`RegionError`] if memory cannot be had.
 pub fn producer_pool(side: &Descriptor, rank: u32, seed: u64) -> Result<Pool, RegionError> {
-    let mut pool = background(side, rank, seed)?;
+    producer_pool_in(MemoryKind::Host, side, rank, seed)
+}
+
+/// As [`producer_pool`], in memory of a kind; in host memory, for one that the processor cannot store to.
+///
+/// # Errors
+///
+/// As there.
+pub fn producer_pool_in(
+    kind: MemoryKind,
+    side: &Descriptor,
+    rank: u32,
+    seed: u64,
+) -> Result<Pool, RegionError> {
+    let mut pool = background_in(kind, side, rank, seed)?;
     let rows = Seeded::new(side, seed);
     let shard = &side.ranks[rank as usize];
     for (c, component) in side.components.iter().enumerate() {
@@ -236,10 +250,24 @@ pub fn producer_pool(side: &Descriptor, rank: u32, seed: u64) -> Result<Pool, Re
 ///
 /// [`RegionError`] if memory cannot be had.
 pub fn background(side: &Descriptor, rank: u32, seed: u64) -> Result<Pool, RegionError> {
+    background_in(MemoryKind::Host, side, rank, seed)
+}
+
+/// As [`background`], in memory of a kind; in host memory, for one that the processor cannot store to.
+///
+/// # Errors
+///
+/// As there.
+pub fn background_in(
+    kind: MemoryKind,
+    side: &Descriptor,
+    rank: u32,
+    seed: u64,
+) -> Result<Pool, RegionError> {
     let specs = side.ranks[rank as usize].regions.iter().enumerate();
     specs
         .map(|(i, spec)| {
-            let mut region = Region::host_zeroed(spec.bytes)?;
+            let mut region = files::region(kind, spec.bytes)?;
             let start = mix(seed ^ (u64::from(rank) << 32 | i as u64));
             for (n, word) in region.as_mut_slice().chunks_mut(8).enumerate() {
                 let bytes = mix(start.wrapping_add(n as u64)).to_le_bytes();

@@ -25,6 +25,7 @@ page! {
     Formats "formats.md"
     Plans "plans.md"
     Transfers "transfers.md"
+    Transport "transport.md"
     CommandLine "command-line.md"
     Configuration "configuration.md"
     Limits "limits.md"

@@ -360,6 +360,26 @@ fn limits_are_those_of_the_code() {
             transport::limits::MAX_QUEUED_BATCHES as u64,
         ),
         ("MAX_PEERS", transport::limits::MAX_PEERS as u64),
+        ("MAX_LANES", u64::from(transport::limits::MAX_LANES)),
+        (
+            "MAX_REGISTRATIONS",
+            transport::limits::MAX_REGISTRATIONS as u64,
+        ),
+        ("MAX_OPERATIONS", transport::limits::MAX_OPERATIONS as u64),
+        (
+            "MAX_OPERATION_BYTES",
+            transport::limits::MAX_OPERATION_BYTES,
+        ),
+        ("MAX_LIST_BYTES", transport::limits::MAX_LIST_BYTES.into()),
+        ("MAX_LIST_GROUPS", transport::limits::MAX_LIST_GROUPS as u64),
+        (
+            "MAX_WAITING_GETS",
+            transport::limits::MAX_WAITING_GETS as u64,
+        ),
+        (
+            "MAX_ADDRESS_BYTES",
+            transport::limits::MAX_ADDRESS_BYTES as u64,
+        ),
     ];
     let page = read("docs/src/limits.md");
     let told: Vec<(String, u64)> = rows(&page)

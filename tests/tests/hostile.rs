@@ -19,7 +19,7 @@ use moai_collectives::{
     transfer::{Ended, Report},
 };
 use moai_fabric::{Fabric, config::Config, synthetic};
-use moai_transport::{Batch, wire::Header};
+use moai_transport::{Address, Batch, wire::Header};
 use serde_json::{Value, json};
 
 const SEED: u64 = 7;
@@ -75,10 +75,15 @@ fn fabric(deadline: Duration) -> Fabric {
 
 fn serve(agreed: &Arc<Agreed>, deadline: Duration) -> (SocketAddr, thread::JoinHandle<Report>) {
     let server = fabric(deadline).listen().unwrap();
-    let (address, agreed) = (server.address().unwrap(), Arc::clone(agreed));
+    let mut addresses = server.addresses().iter();
+    let address = addresses
+        .find(|address| address.provider() == "tcp")
+        .unwrap();
+    let address = address.location().parse().unwrap();
+    let agreed = Arc::clone(agreed);
     let producer = move || {
-        let pool = synthetic::producer_pool(&agreed.producer, 0, SEED).unwrap();
-        server.serve(&agreed, 0, &pool, &mut |_, _| {})
+        let mut pool = synthetic::producer_pool(&agreed.producer, 0, SEED).unwrap();
+        server.serve(&agreed, 0, &mut pool, &mut |_, _| {})
     };
     (address, thread::spawn(producer))
 }
@@ -87,7 +92,7 @@ fn serve(agreed: &Arc<Agreed>, deadline: Duration) -> (SocketAddr, thread::JoinH
 fn pull(agreed: &Arc<Agreed>, address: SocketAddr, deadline: Duration) -> (Report, Vec<bool>) {
     let before = synthetic::background(&agreed.consumer, 0, SEED).unwrap();
     let mut pool = synthetic::background(&agreed.consumer, 0, SEED).unwrap();
-    let addresses = BTreeMap::from([(0, address)]);
+    let addresses = BTreeMap::from([(0, vec![Address::new("tcp", address).unwrap()])]);
     let start = Instant::now();
     let report = fabric(deadline)
         .pull(agreed, 0, &mut pool, &addresses, &mut |_, _| {})
@@ -333,7 +338,25 @@ fn impostors_get_a_typed_failure_before_the_deadline() {
         "payload landed before the handshake"
     );
 
-    for (id, bytes) in [(1, first), (u64::MAX, first), (0, first - 1), (0, 1)] {
+    // A chunk may come in any order, but once.
+    let twice = {
+        let greeting = greeting.clone();
+        move |mut stream: TcpStream| {
+            say(&mut stream, &greeting);
+            for _ in 0..2 {
+                batch(&mut stream, 1, first, &vec![1; first as usize]);
+            }
+            hold(stream);
+        }
+    };
+    let (report, same) = pull(agreed, impostor(twice), limit);
+    assert!(
+        matches!(failure(&report), Failure::Protocol { what, .. } if what.contains("expected it once")),
+        "{report:?}"
+    );
+    assert_dirty_is_honest(&report, &same);
+
+    for (id, bytes) in [(8, first), (u64::MAX, first), (0, first - 1), (0, 1)] {
         let greeting = greeting.clone();
         let misplaced = move |mut stream: TcpStream| {
             say(&mut stream, &greeting);
@@ -370,16 +393,22 @@ fn impostors_get_a_typed_failure_before_the_deadline() {
         assert!(same.contains(&false), "half a chunk should have landed");
     }
 
-    // All sums, no chunks.
+    // All sums, no chunks: they may come first, and are not enough.
     let sums = greeting;
     let empty = move |mut stream: TcpStream| {
         say(&mut stream, &sums);
-        say(&mut stream, &Message::Sums { sums: vec![0; 2] });
+        say(
+            &mut stream,
+            &Message::Sums {
+                mapped: false,
+                sums: vec![0; 2],
+            },
+        );
         hold(stream);
     };
     let (report, _) = pull(agreed, impostor(empty), limit);
     assert!(
-        matches!(failure(&report), Failure::Protocol { .. }),
+        matches!(failure(&report), Failure::Deadline { missing } if missing.contains("8 of 8 chunks")),
         "{report:?}"
     );
 }

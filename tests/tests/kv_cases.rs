@@ -1,6 +1,6 @@
 //! Every real cache under `tests/data/kv` becomes exactly what it must become.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, sync::Arc};
 
 use moai_collectives::{
     execute::{Agreed, convert},
@@ -37,11 +37,11 @@ fn converted_offline_every_case_equals_what_is_expected() {
         let sources = pools(&p, &producer);
         let mut targets = pools(&c, &consumer);
         let agreement = negotiate(&producer, &consumer).unwrap_or_else(|r| panic!("{name}: {r}"));
-        let agreed = Agreed {
+        let agreed = Arc::new(Agreed {
             producer,
             consumer,
             agreement,
-        };
+        });
         convert(&agreed, &sources, &mut targets);
         for (rank, target) in agreed.consumer.ranks.iter().zip(&targets) {
             let expected = files::read_pool(

@@ -16,7 +16,7 @@ use moai_fabric::{
         execute::Agreed,
         negotiate::Role,
         traffic::{PairTraffic, traffic},
-        transfer::{Ended, Report},
+        transfer::{Ended, Report, Route},
     },
     config::{self, Config},
     files,
@@ -33,10 +33,12 @@ use crate::{
 
 /// How long ranks may take to fill their memory.
 const START_LIMIT: Duration = Duration::from_secs(300);
-/// What a rank may take beyond its deadline to tell how it ended.
+/// What a rank may take beyond its deadline, or after all consumers have ended, to tell how it ended.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long the element by element check may take.
 const CHECK_LIMIT: Duration = Duration::from_secs(1800);
+/// Pairs of ranks that are named when they took the same way.
+const MOST_PAIRS: usize = 16;
 /// Time spent on measuring what this machine can do.
 const BOUNDS_BUDGET: Duration = Duration::from_millis(400);
 
@@ -47,6 +49,14 @@ pub(crate) fn run(command: &args::Run) -> Result<(), Failure> {
         config.deadline = config::deadline(seconds).map_err(fail)?;
     }
     config.insecure |= command.insecure;
+    if let Some(transports) = &command.transport {
+        config.transports = config::transports(transports)
+            .map_err(|problem| Failure::Input(format!("--transport {transports} {problem}")))?;
+    }
+    if let Some(kind) = &command.memory {
+        config.memory = config::memory(kind)
+            .map_err(|problem| Failure::Input(format!("--memory {kind} {problem}")))?;
+    }
     config.allow(config.bind)?;
     let paths = (command.producer.as_deref(), command.consumer.as_deref());
     let sides = inputs::sides(paths.0, paths.1, command.tokens, command.seed)?;
@@ -154,16 +164,17 @@ impl Story {
             &mut |_| {},
             |told| told.ready,
             |index, line| {
-                if let FromRank::Ready {
-                    address: Some(address),
-                } = line
-                {
-                    addresses.push((index as u32, *address));
-                    if command.verbose {
-                        let line = format!("producer {index}: listens on {address}");
-                        let _ = writeln!(std::io::stderr(), "{line}");
-                    }
+                let FromRank::Ready { addresses: told } = line else {
+                    return;
+                };
+                if told.is_empty() {
+                    return;
                 }
+                if command.verbose {
+                    let line = format!("producer {index}: listens on {}", told.join(" "));
+                    let _ = writeln!(std::io::stderr(), "{line}");
+                }
+                addresses.push((index as u32, told.clone()));
             },
         );
         self.fail_unless(|told| told.ready, "to get ready")?;
@@ -180,13 +191,18 @@ impl Story {
         let limit = config.deadline + GRACE;
         let mut draw =
             |story: &Self| bar.set_position(story.consumers().iter().map(|told| told.done).sum());
-        self.follow(
+        let producers = self.producers;
+        let ended = |told: &Told| told.report.is_some();
+        self.follow_some(
             &mut processes,
             limit,
             &mut draw,
-            |told| told.report.is_some(),
+            move |index| index >= producers,
+            ended,
             |_, _| {},
         );
+        // A producer whose consumers have all ended hears of it, unless one never came to it.
+        self.follow(&mut processes, GRACE, &mut draw, ended, |_, _| {});
         self.took = Some(start.elapsed());
         bar.finish_and_clear();
         self.fail_unless(
@@ -316,7 +332,6 @@ impl Story {
             FromRank::Ready { .. } => told.ready = true,
             FromRank::Progress { done, .. } => told.done = done,
             FromRank::Reported { report } => {
-                told.done = report.bytes_wire;
                 told.report = Some(report);
             }
             FromRank::Checked {
@@ -353,15 +368,16 @@ impl Story {
 
     fn summary(&self, traffic: &[PairTraffic], bounds: &bounds::Bounds) -> String {
         let sum = |of: fn(&PairTraffic) -> u64| traffic.iter().map(of).sum::<u64>();
-        let (read, wire, written) = (
-            sum(|p| p.bytes_read),
-            sum(|p| p.bytes_wire),
-            sum(|p| p.bytes_written),
-        );
+        let (read, written) = (sum(|p| p.bytes_read), sum(|p| p.bytes_written));
         let ns = self.slowest_ns();
         let reports = || self.told.iter().filter_map(|told| told.report.as_ref());
         let total = |of: fn(&Report) -> u64| reports().map(of).sum::<u64>();
-        let gb_s = wire as f64 / ns.max(1) as f64;
+        let consumed = self
+            .consumers()
+            .iter()
+            .filter_map(|told| told.report.as_ref());
+        let sent: u64 = consumed.map(|report| report.bytes_wire).sum();
+        let gb_s = sent as f64 / ns.max(1) as f64;
         let checked: u64 = self
             .consumers()
             .iter()
@@ -371,12 +387,16 @@ impl Story {
         let mut out = format!(
             "moved    {} read, {} on the wire, {} written in {:.3} s\n",
             picture::bytes(read),
-            picture::bytes(wire),
+            picture::bytes(sent),
             picture::bytes(written),
             ns as f64 / 1e9
         );
+        let wire = match sent {
+            0 => String::new(),
+            _ => format!(", {gb_s:.2} GB/s on the wire"),
+        };
         out += &format!(
-            "rate     {} of cache, {gb_s:.2} GB/s on the wire; this machine: one loopback connection {:.2} GB/s, memcpy {:.2} GB/s\n",
+            "rate     {} of cache{wire}; this machine: one loopback connection {:.2} GB/s, memcpy {:.2} GB/s\n",
             picture::rate(read, ns),
             bounds.loopback_gb_s,
             bounds.memcpy_gb_s
@@ -393,8 +413,17 @@ impl Story {
             .filter_map(|t| t.report.as_ref())
             .map(|r| r.chunks)
             .sum();
-        out +=
-            &format!("placed   {direct} of {chunks} chunks were read straight into their pages\n");
+        let mapped = self.consumers().iter().filter_map(|t| t.report.as_ref());
+        let mapped: u64 = mapped.map(|r| r.chunks_mapped).sum();
+        out += &match mapped {
+            0 => format!(
+                "placed   {direct} of {chunks} chunks were read straight into their pages\n"
+            ),
+            n => format!(
+                "placed   {n} of {chunks} chunks were copied from mapped pages, {direct} were read straight into theirs\n"
+            ),
+        };
+        out += &self.routes();
         let (saturated, nan) = (total(|r| r.saturated), total(|r| r.nan));
         out += &format!("values   {saturated} saturated, {nan} NaN\n");
         out += &match checked {
@@ -403,6 +432,40 @@ impl Story {
                 "verified digests equal on every pair of ranks, {n} elements equal to the reference, no other byte touched"
             ),
         };
+        out
+    }
+
+    /// The way that each pair of ranks took, those that took the same way together; and where a faster one was there.
+    fn routes(&self) -> String {
+        let mut taken: Vec<(&Route, Vec<String>)> = Vec::new();
+        for (rank, told) in self.consumers().iter().enumerate() {
+            for route in told.report.iter().flat_map(|report| &report.routes) {
+                let pair = format!("{} -> {rank}", route.peer);
+                let same = |other: &Route| {
+                    (&other.provider, other.way, other.is_fallback)
+                        == (&route.provider, route.way, route.is_fallback)
+                };
+                match taken.iter_mut().find(|(other, _)| same(other)) {
+                    Some((_, pairs)) => pairs.push(pair),
+                    None => taken.push((route, vec![pair])),
+                }
+            }
+        }
+        let mut out = String::new();
+        for (route, pairs) in taken {
+            let label = if route.is_fallback {
+                "slower  "
+            } else {
+                "path    "
+            };
+            let most = pairs.len().min(MOST_PAIRS);
+            let more = match pairs.len() - most {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            let pairs = pairs[..most].join(", ");
+            out += &format!("{label} {route}: producer -> consumer {pairs}{more}\n");
+        }
         out
     }
 

@@ -1,6 +1,7 @@
 //! One rank of `moai run`: a process that owns one pool.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead, Write},
     path::Path,
     sync::{
@@ -14,8 +15,13 @@ use moai_fabric::{
     Fabric, check,
     collectives::execute::{Agreed, Pool},
     config::{self, Config},
-    files,
+    device, files,
+    memory::{
+        MemoryKind,
+        sim::{SimConfig, SimDevice},
+    },
     synthetic::{self, Seeded},
+    transport::{Address, AddressError},
 };
 
 use super::talk::{FromRank, ToRank};
@@ -43,6 +49,12 @@ fn part(command: &args::Rank) -> Result<(), Failure> {
     if let Some(seconds) = command.deadline {
         config.deadline = config::deadline(seconds).map_err(Failure::Input)?;
     }
+    if let Some(transports) = &command.transport {
+        config.transports = config::transports(transports).map_err(Failure::Input)?;
+    }
+    if let Some(kind) = &command.memory {
+        config.memory = config::memory(kind).map_err(Failure::Input)?;
+    }
     if let Some(rate) = command.max_rate {
         config.max_bytes_per_second = Some(rate).filter(|&rate| rate > 0);
     }
@@ -58,43 +70,63 @@ fn part(command: &args::Rank) -> Result<(), Failure> {
 
 fn produce(command: &args::Rank, fabric: &Fabric, agreed: &Arc<Agreed>) -> Result<(), Failure> {
     let ear = Ear::open();
-    let pool = match &command.producer {
-        Some(path) => own_pool(path, &agreed.producer, command.rank)?,
-        None => synthetic::producer_pool(&agreed.producer, command.rank, command.seed)
+    let kind = fabric.pool_kind();
+    let mut pool = match &command.producer {
+        Some(path) => own_pool(kind, path, &agreed.producer, command.rank)?,
+        None => synthetic::producer_pool_in(kind, &agreed.producer, command.rank, command.seed)
             .map_err(|error| Failure::Input(error.to_string()))?,
     };
+    pool = settled(kind, pool)?;
     let server = fabric.listen()?;
     say(&FromRank::Ready {
-        address: server.address(),
+        addresses: server.addresses().iter().map(ToString::to_string).collect(),
     });
     ear.hear()?;
-    let report = server.serve(agreed, command.rank, &pool, &mut progress());
+    let report = server.serve(agreed, command.rank, &mut pool, &mut progress());
     say(&FromRank::Reported { report });
     Ok(())
 }
 
 fn consume(command: &args::Rank, fabric: &Fabric, agreed: &Arc<Agreed>) -> Result<(), Failure> {
     let ear = Ear::open();
-    let before = || -> Result<Pool, Failure> {
+    let before = |kind| -> Result<Pool, Failure> {
         match &command.consumer {
-            Some(path) => own_pool(path, &agreed.consumer, command.rank),
-            None => synthetic::background(&agreed.consumer, command.rank, command.seed)
+            Some(path) => own_pool(kind, path, &agreed.consumer, command.rank),
+            None => synthetic::background_in(kind, &agreed.consumer, command.rank, command.seed)
                 .map_err(|error| Failure::Input(error.to_string())),
         }
     };
-    let mut pool = before()?;
-    say(&FromRank::Ready { address: None });
+    let kind = fabric.target_kind();
+    let mut pool = settled(kind, before(kind)?)?;
+    say(&FromRank::Ready {
+        addresses: Vec::new(),
+    });
     let ToRank::Go { addresses } = ear.hear()? else {
         return Err(Failure::Input(
             "`moai run` said to write before to go".into(),
         ));
     };
-    let addresses = addresses.into_iter().collect();
+    let addresses = addresses
+        .into_iter()
+        .map(|(rank, texts)| {
+            Ok((
+                rank,
+                texts
+                    .iter()
+                    .map(|text| text.parse())
+                    .collect::<Result<_, _>>()?,
+            ))
+        })
+        .collect::<Result<BTreeMap<u32, Vec<Address>>, AddressError>>()
+        .map_err(|error| Failure::Input(error.to_string()))?;
     let report = fabric.pull(agreed, command.rank, &mut pool, &addresses, &mut progress())?;
     let committed = report.is_committed();
     say(&FromRank::Reported { report });
     if !committed {
         return Ok(());
+    }
+    if !kind.is_host_accessible() {
+        pool = device::to_host(&pool).map_err(|error| Failure::Transfer(error.to_string()))?;
     }
     let mut difference = None;
     if !command.no_check {
@@ -112,7 +144,7 @@ fn consume(command: &args::Rank, fabric: &Fabric, agreed: &Arc<Agreed>) -> Resul
                 &files
             }
         };
-        let expected = check::expected(agreed, command.rank, before()?, rows);
+        let expected = check::expected(agreed, command.rank, before(MemoryKind::Host)?, rows);
         difference = check::compare(agreed, command.rank, &pool, &expected).err();
         let elements = check::elements(agreed, command.rank);
         say(&FromRank::Checked {
@@ -133,7 +165,17 @@ fn consume(command: &args::Rank, fabric: &Fabric, agreed: &Arc<Agreed>) -> Resul
     Ok(())
 }
 
+/// A pool where it is to lie: as it is, or on a device of this process.
+fn settled(kind: MemoryKind, pool: Pool) -> Result<Pool, Failure> {
+    match kind {
+        MemoryKind::Sim => device::to_device(&SimDevice::new(SimConfig::default()), &pool)
+            .map_err(|error| Failure::Input(error.to_string())),
+        _ => Ok(pool),
+    }
+}
+
 fn own_pool(
+    kind: MemoryKind,
     description: &Path,
     side: &moai_fabric::collectives::descriptor::Descriptor,
     rank: u32,
@@ -142,7 +184,8 @@ fn own_pool(
         .ranks
         .get(rank as usize)
         .ok_or_else(|| Failure::Input(format!("there is no rank {rank}")))?;
-    Ok(files::read_pool(
+    Ok(files::read_pool_in(
+        kind,
         &files::pool_path(description, shard)?,
         shard,
     )?)

@@ -141,6 +141,8 @@ fn arguments(mut program: Command, command: &args::Run, role: Role, rank: u32) -
         "--deadline",
         command.deadline.map(|seconds| seconds.to_string()),
     );
+    with(&mut program, "--transport", command.transport.clone());
+    with(&mut program, "--memory", command.memory.clone());
     with(
         &mut program,
         "--max-rate",

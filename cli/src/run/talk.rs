@@ -1,7 +1,5 @@
 //! What `run` and its ranks say to each other: lines of JSON over pipes.
 
-use std::net::SocketAddr;
-
 use moai_fabric::collectives::transfer::Report;
 use serde::{Deserialize, Serialize};
 
@@ -9,8 +7,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case", tag = "say")]
 pub(super) enum FromRank {
-    /// Memory is there; a producer also listens.
-    Ready { address: Option<SocketAddr> },
+    /// Memory is there; a producer also listens at these.
+    Ready { addresses: Vec<String> },
     /// Payload bytes so far.
     Progress { done: u64, total: u64 },
     /// The rank's part has an outcome.
@@ -31,7 +29,7 @@ pub(super) enum FromRank {
 #[serde(rename_all = "snake_case", tag = "say")]
 pub(super) enum ToRank {
     /// Begin; a consumer pulls from these producer ranks.
-    Go { addresses: Vec<(u32, SocketAddr)> },
+    Go { addresses: Vec<(u32, Vec<String>)> },
     /// Every rank has committed and verified: write the pool.
     Write,
 }

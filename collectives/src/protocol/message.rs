@@ -1,9 +1,23 @@
 //! Messages as bytes: one byte of kind, then fixed little-endian fields.
 
+use moai_transport::key::KEY_BYTES;
 use thiserror::Error;
 
 /// Version of the protocol that this build speaks.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
+
+/// Keys of one message: half of the transport's longest, so that two fit the queue of messages that wait.
+pub const MAX_KEYS: usize = 7000;
+
+/// A region of the producer rank, and the bytes by which its memory can be addressed.
+pub type LentKey = (u32, [u8; KEY_BYTES]);
+
+/// Bytes of one [`LentKey`].
+const LENT_KEY_BYTES: usize = 4 + KEY_BYTES;
+
+const _: () = assert!(
+    5 + MAX_KEYS * LENT_KEY_BYTES <= moai_transport::limits::MAX_MESSAGE_BYTES as usize / 2
+);
 
 /// Longest text in a message. Reasons are for people; more than this is no sentence.
 const MAX_TEXT: usize = 1024;
@@ -44,9 +58,25 @@ pub enum Message {
         transfer: u64,
         /// Key of the digest.
         key: u64,
+        /// Whether it would rather map the pages than have them sent.
+        map: bool,
     },
-    /// Producer: all is sent; the digest of each step of the pair.
+    /// Producer: by these keys my pages can be mapped.
+    Keys {
+        /// Keys that follow in further messages.
+        left: u32,
+        /// Some of them, [`MAX_KEYS`] at most.
+        keys: Vec<LentKey>,
+    },
+    /// Either side: the pages cannot be mapped, send them.
+    Unmapped {
+        /// Why not.
+        why: String,
+    },
+    /// Producer: all is sent, or was read where it lies; the digest of each step of the pair.
     Sums {
+        /// Whether of pages that are mapped, over rows in the consumer's format; otherwise of rows on the wire.
+        mapped: bool,
         /// In the order of the steps.
         sums: Vec<u64>,
     },
@@ -116,13 +146,27 @@ impl Message {
                 out.push(3);
                 out.extend(text(why));
             }
-            Self::Pull { transfer, key } => {
+            Self::Pull { transfer, key, map } => {
                 out.push(4);
                 out.extend(transfer.to_le_bytes());
                 out.extend(key.to_le_bytes());
+                out.push(u8::from(*map));
             }
-            Self::Sums { sums } => {
+            Self::Keys { left, keys } => {
+                out.push(7);
+                out.extend(left.to_le_bytes());
+                for (region, key) in keys {
+                    out.extend(region.to_le_bytes());
+                    out.extend(key);
+                }
+            }
+            Self::Unmapped { why } => {
+                out.push(8);
+                out.extend(text(why));
+            }
+            Self::Sums { mapped, sums } => {
                 out.push(5);
+                out.push(u8::from(*mapped));
                 out.extend(sums.iter().flat_map(|sum| sum.to_le_bytes()));
             }
             Self::Outcome { committed, why } => {
@@ -169,24 +213,23 @@ impl Message {
             4 => Self::Pull {
                 transfer: u64::from_le_bytes(fields.take()?),
                 key: u64::from_le_bytes(fields.take()?),
+                map: fields.flag("map")?,
             },
             5 => Self::Sums {
+                mapped: fields.flag("mapped")?,
                 sums: fields.sums()?,
             },
-            _ => {
-                let [committed] = fields.take::<1>()?;
-                if committed > 1 {
-                    let problem = format!("committed is {committed}; expected 0 or 1");
-                    return Err(MessageError::Field {
-                        name: fields.name,
-                        problem,
-                    });
-                }
-                Self::Outcome {
-                    committed: committed == 1,
-                    why: fields.text()?,
-                }
-            }
+            6 => Self::Outcome {
+                committed: fields.flag("committed")?,
+                why: fields.text()?,
+            },
+            7 => Self::Keys {
+                left: u32::from_le_bytes(fields.take()?),
+                keys: fields.keys()?,
+            },
+            _ => Self::Unmapped {
+                why: fields.text()?,
+            },
         };
         fields.end()?;
         Ok(message)
@@ -194,7 +237,9 @@ impl Message {
 }
 
 fn name(kind: u8) -> Result<&'static str, MessageError> {
-    let names = ["hello", "welcome", "refuse", "pull", "sums", "outcome"];
+    let names = [
+        "hello", "welcome", "refuse", "pull", "sums", "outcome", "keys", "unmapped",
+    ];
     let at = usize::from(kind).checked_sub(1);
     at.and_then(|i| names.get(i))
         .copied()
@@ -249,9 +294,37 @@ impl Fields<'_> {
         let rest = std::mem::take(&mut self.rest);
         let (sums, odd) = rest.as_chunks::<8>();
         if !odd.is_empty() || sums.len() > MAX_SUMS {
-            return Err(self.length(format!("1 and a multiple of 8, up to {} sums", MAX_SUMS)));
+            return Err(self.length(format!("2 and a multiple of 8, up to {MAX_SUMS} sums")));
         }
         Ok(sums.iter().map(|sum| u64::from_le_bytes(*sum)).collect())
+    }
+
+    fn keys(&mut self) -> Result<Vec<LentKey>, MessageError> {
+        let rest = std::mem::take(&mut self.rest);
+        let (keys, odd) = rest.as_chunks::<LENT_KEY_BYTES>();
+        if !odd.is_empty() || keys.len() > MAX_KEYS {
+            let expected = format!("5 and a multiple of {LENT_KEY_BYTES}, up to {MAX_KEYS} keys");
+            return Err(self.length(expected));
+        }
+        let lent = |bytes: &[u8; LENT_KEY_BYTES]| {
+            let mut region = [0; 4];
+            let mut key = [0; KEY_BYTES];
+            region.copy_from_slice(&bytes[..4]);
+            key.copy_from_slice(&bytes[4..]);
+            (u32::from_le_bytes(region), key)
+        };
+        Ok(keys.iter().map(lent).collect())
+    }
+
+    fn flag(&mut self, field: &str) -> Result<bool, MessageError> {
+        match self.take()? {
+            [0] => Ok(false),
+            [1] => Ok(true),
+            [other] => Err(MessageError::Field {
+                name: self.name,
+                problem: format!("{field} is {other}; expected 0 or 1"),
+            }),
+        }
     }
 
     fn end(&self) -> Result<(), MessageError> {
@@ -285,8 +358,17 @@ mod tests {
             Message::Pull {
                 transfer: 5,
                 key: u64::MAX,
+                map: true,
+            },
+            Message::Keys {
+                left: 9,
+                keys: vec![(0, [1; KEY_BYTES]), (u32::MAX, [2; KEY_BYTES])],
+            },
+            Message::Unmapped {
+                why: "not on this host".into(),
             },
             Message::Sums {
+                mapped: false,
                 sums: vec![1, 2, u64::MAX],
             },
             Message::Outcome {
@@ -330,6 +412,13 @@ mod tests {
         assert_eq!(Message::decode(&[77]), Err(MessageError::Kind { kind: 77 }));
         assert!(Message::decode(&[4; 18]).is_err());
         assert!(Message::decode(&[5; 8]).is_err());
+        assert!(Message::decode(&[7; 72]).is_err());
+        let keys = vec![(0, [0; KEY_BYTES]); MAX_KEYS + 1];
+        assert!(Message::decode(&Message::Keys { left: 0, keys }.encode()).is_err());
+        assert_eq!(
+            Message::decode(&[6, 2]).unwrap_err().to_string(),
+            "outcome: committed is 2; expected 0 or 1"
+        );
         assert!(Message::decode(&[&[3][..], &[b'a'; 2000]].concat()).is_err());
         assert_eq!(
             Message::decode(b"\x03bell \x07 and\x1b[2J"),

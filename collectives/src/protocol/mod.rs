@@ -13,9 +13,24 @@
 //!  Complete   ── Outcome (committed or why not) ──▶ Ended
 //! ```
 //!
+//! Where the consumer can map the producer's pages, it asks to, and nothing is sent:
+//!
+//! ```text
+//!             ── Pull (digest key, map) ──────────▶
+//!  Borrowing  ◀─ Keys (of the producer's regions) ─ Lending
+//!  Mapped     ◀─ Sums (mapped) ─────────────────── Waiting       meanwhile the consumer copies
+//!  Complete   ── Outcome (committed or why not) ──▶ Ended
+//! ```
+//!
+//! Either side may say Unmapped instead, the producer for Keys and the consumer after them. Then chunks are
+//! sent as above.
+//!
+//! Chunks may arrive in any order, and Sums before the last of them: lanes and one-sided operations promise
+//! no order.
+//!
 //! A consumer rank pulls from several producer ranks at once and commits only when every link is
 //! complete with equal digests; then it tells all of them. Whatever else happens, a lost peer, a
-//! refusal, a frame out of order, a digest that differs, the deadline, ends in `Failed` with a reason,
+//! refusal, a chunk that comes twice, a digest that differs, the deadline, ends in `Failed` with a reason,
 //! exactly once. Links that have not said a valid Hello are strangers: closing them concerns nobody.
 
 mod consumer;
@@ -25,8 +40,8 @@ mod producer;
 use std::fmt;
 
 pub use consumer::{Consumer, Expected, LinkState};
-pub use message::{Message, MessageError, VERSION};
-pub use producer::{Owed, Producer, ServeState};
+pub use message::{LentKey, MAX_KEYS, Message, MessageError, VERSION};
+pub use producer::{Owed, Producer, ServeState, Work};
 
 /// A connection of a state machine; an index that its driver chooses and never reuses.
 pub type LinkId = usize;
@@ -98,6 +113,18 @@ pub enum Failure {
         /// The digest of what was sent.
         there: u64,
     },
+    /// No transport that may be used reaches a peer.
+    NoPath {
+        /// The peer's rank.
+        rank: u32,
+        /// Why not, for each.
+        why: String,
+    },
+    /// The device with this side's pages did not do what it was asked to.
+    Device {
+        /// What, and how that was noticed.
+        why: String,
+    },
     /// This side could not go on.
     Local {
         /// Why not.
@@ -132,6 +159,10 @@ impl fmt::Display for Failure {
                     "what arrived of {component} is not what rank {rank} sent: digest {here:016x} here, {there:016x} there"
                 )
             }
+            Self::NoPath { rank, why } => {
+                write!(f, "rank {rank} of the other side cannot be reached: {why}")
+            }
+            Self::Device { why } => write!(f, "the device with the pages failed: {why}"),
             Self::Local { why } => f.write_str(why),
         }
     }

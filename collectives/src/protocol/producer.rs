@@ -1,6 +1,6 @@
 //! The producer's side: serves every consumer rank that is owed something.
 
-use super::{Action, Failure, LinkId, Message, Outcome, VERSION};
+use super::{Action, Failure, LentKey, LinkId, MAX_KEYS, Message, Outcome, VERSION};
 
 /// Where a consumer rank stands with this producer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,9 +13,13 @@ pub enum ServeState {
     Unknown,
     /// Welcomed; has not pulled.
     Greeted,
+    /// It wants to map the pages; keys are not sent yet.
+    Asked,
+    /// Keys are sent; the pages are being digested.
+    Lending,
     /// Chunks are being sent.
     Sending,
-    /// Everything is sent; its outcome is awaited.
+    /// Everything is sent, or lent; its outcome is awaited.
     Waiting,
     /// Its outcome is known.
     Ended,
@@ -33,12 +37,29 @@ pub struct Owed {
     pub bytes: u64,
 }
 
+/// What there is to do for a consumer rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(
+    clippy::exhaustive_enums,
+    reason = "a driver that overlooks some of it never ends"
+)]
+pub enum Work {
+    /// Find the keys of the pages: [`Producer::lend`], or [`Producer::cannot_lend`].
+    Lend(LinkId),
+    /// Digest the pages, in the consumer's format, under a key.
+    Digest(LinkId, u64),
+    /// Send chunks, digested under a key.
+    Send(LinkId, u64),
+}
+
 #[derive(Debug)]
 struct Peer {
     owed: Owed,
     state: ServeState,
     link: Option<LinkId>,
     key: u64,
+    /// Whether it has keys and has not said that they are of no use.
+    lent: bool,
 }
 
 /// One producer rank's part of a transfer.
@@ -64,6 +85,7 @@ impl Producer {
                 state: ServeState::Unknown,
                 link: None,
                 key: 0,
+                lent: false,
             })
             .collect();
         let outcome = peers.is_empty().then_some(Outcome::Committed);
@@ -77,9 +99,9 @@ impl Producer {
         }
     }
 
-    /// What to do now; empties the list.
-    pub fn actions(&mut self) -> Vec<Action> {
-        std::mem::take(&mut self.actions)
+    /// What to do now, in order; whoever does it takes it out.
+    pub fn actions(&mut self) -> &mut Vec<Action> {
+        &mut self.actions
     }
 
     /// How it ended, once it has.
@@ -88,12 +110,17 @@ impl Producer {
         self.outcome.as_ref()
     }
 
-    /// Peers that are being sent to: (peer, link, digest key).
-    pub fn sending(&self) -> impl Iterator<Item = (usize, LinkId, u64)> + '_ {
-        let peers = self.peers.iter().enumerate();
-        peers
-            .filter(|(_, p)| p.state == ServeState::Sending)
-            .filter_map(|(i, p)| Some((i, p.link?, p.key)))
+    /// What there is to do for a peer.
+    #[must_use]
+    pub fn work(&self, peer: usize) -> Option<Work> {
+        let peer = &self.peers[peer];
+        let link = peer.link.filter(|_| self.outcome.is_none())?;
+        match peer.state {
+            ServeState::Asked => Some(Work::Lend(link)),
+            ServeState::Lending => Some(Work::Digest(link, peer.key)),
+            ServeState::Sending => Some(Work::Send(link, peer.key)),
+            _ => None,
+        }
     }
 
     /// State of a peer.
@@ -120,8 +147,15 @@ impl Producer {
         let this = &mut self.peers[peer];
         let rank = this.owed.rank;
         match (this.state, message) {
-            (ServeState::Greeted, Message::Pull { key, .. }) => {
+            (ServeState::Greeted, Message::Pull { key, map, .. }) => {
                 this.key = key;
+                this.state = match map {
+                    true => ServeState::Asked,
+                    false => ServeState::Sending,
+                };
+            }
+            (ServeState::Lending | ServeState::Waiting, Message::Unmapped { .. }) if this.lent => {
+                this.lent = false;
                 this.state = ServeState::Sending;
             }
             (
@@ -192,16 +226,52 @@ impl Producer {
         self.actions.push(Action::Finish(link));
     }
 
-    /// Everything is handed to the transport; `sums` are the digests of the pair's steps.
+    /// The keys by which a peer can map this rank's regions.
+    pub fn lend(&mut self, peer: usize, keys: &[LentKey]) {
+        let this = &mut self.peers[peer];
+        if let Some(link) = this.link
+            && this.state == ServeState::Asked
+        {
+            this.state = ServeState::Lending;
+            this.lent = true;
+            let mut left = keys.len();
+            loop {
+                let (some, rest) = keys[keys.len() - left..].split_at(left.min(MAX_KEYS));
+                left = rest.len();
+                let (left, keys) = (left as u32, some.to_vec());
+                self.actions
+                    .push(Action::Send(link, Message::Keys { left, keys }));
+                if rest.is_empty() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// This rank's pages cannot be mapped by a peer; they are sent.
+    pub fn cannot_lend(&mut self, peer: usize, why: impl Into<String>) {
+        let this = &mut self.peers[peer];
+        if let Some(link) = this.link
+            && this.state == ServeState::Asked
+        {
+            this.state = ServeState::Sending;
+            let why = why.into();
+            self.actions
+                .push(Action::Send(link, Message::Unmapped { why }));
+        }
+    }
+
+    /// Everything is handed to the transport, or digested where it lies; `sums` are the digests of the pair's steps.
     pub fn sent(&mut self, peer: usize, sums: Vec<u64>) {
         let this = &mut self.peers[peer];
-        if self.outcome.is_none()
-            && this.state == ServeState::Sending
-            && let Some(link) = this.link
+        if let Some(link) = this.link
+            && self.outcome.is_none()
+            && matches!(this.state, ServeState::Sending | ServeState::Lending)
         {
+            let mapped = this.state == ServeState::Lending;
             this.state = ServeState::Waiting;
             self.actions
-                .push(Action::Send(link, Message::Sums { sums }));
+                .push(Action::Send(link, Message::Sums { mapped, sums }));
         }
     }
 
@@ -217,6 +287,13 @@ impl Producer {
                 rank,
                 why: why.into(),
             });
+        }
+    }
+
+    /// The device with this side's pages failed.
+    pub fn device_failed(&mut self, why: impl Into<String>) {
+        if self.outcome.is_none() {
+            self.fail(Failure::Device { why: why.into() });
         }
     }
 
@@ -237,6 +314,8 @@ impl Producer {
             match peer.state {
                 ServeState::Unknown => Some(format!("consumer rank {rank} to connect")),
                 ServeState::Greeted => Some(format!("consumer rank {rank} to pull")),
+                ServeState::Asked => Some(format!("keys for consumer rank {rank}")),
+                ServeState::Lending => Some(format!("the digests for consumer rank {rank}")),
                 ServeState::Sending => Some(format!("consumer rank {rank} to take its chunks")),
                 ServeState::Waiting => Some(format!("the outcome of consumer rank {rank}")),
                 ServeState::Ended => None,
@@ -302,7 +381,7 @@ mod tests {
     fn refusal(message: &Message) -> String {
         let mut p = producer();
         p.message(9, &message.encode());
-        match &p.actions()[..] {
+        match &std::mem::take(p.actions())[..] {
             [Action::Send(9, Message::Refuse { why }), Action::Finish(9)] => why.clone(),
             other => panic!("{other:?}"),
         }
@@ -314,7 +393,7 @@ mod tests {
         for (link, rank, peer) in [(4, 2, 1), (6, 0, 0)] {
             p.message(link, &hello(rank).encode());
             assert_eq!(
-                p.actions(),
+                std::mem::take(p.actions()),
                 [Action::Send(
                     link,
                     Message::Welcome {
@@ -328,14 +407,17 @@ mod tests {
                 &Message::Pull {
                     transfer: 1,
                     key: 77,
+                    map: false,
                 }
                 .encode(),
             );
-            assert_eq!(p.sending().collect::<Vec<_>>(), [(peer, link, 77)]);
+            assert_eq!(p.work(peer), Some(Work::Send(link, 77)));
             p.sent(peer, vec![1, 2]);
+            assert_eq!(p.work(peer), None);
+            let (mapped, sums) = (false, vec![1, 2]);
             assert_eq!(
-                p.actions(),
-                [Action::Send(link, Message::Sums { sums: vec![1, 2] })]
+                std::mem::take(p.actions()),
+                [Action::Send(link, Message::Sums { mapped, sums })]
             );
             p.message(
                 link,
@@ -345,10 +427,63 @@ mod tests {
                 }
                 .encode(),
             );
-            assert_eq!(p.actions(), [Action::Finish(link)]);
+            assert_eq!(std::mem::take(p.actions()), [Action::Finish(link)]);
             p.closed(link, "done");
         }
         assert_eq!(p.outcome(), Some(&Outcome::Committed));
+    }
+
+    fn asked() -> Producer {
+        let mut p = producer();
+        p.message(3, &hello(0).encode());
+        let (transfer, key, map) = (1, 77, true);
+        p.message(3, &Message::Pull { transfer, key, map }.encode());
+        assert_eq!(p.work(0), Some(Work::Lend(3)));
+        std::mem::take(p.actions());
+        p
+    }
+
+    #[test]
+    fn pages_are_lent_until_the_consumer_says_that_it_cannot_map_them() {
+        let mut p = asked();
+        let keys: Vec<LentKey> = (0..MAX_KEYS as u32 + 2).map(|n| (n, [1; 64])).collect();
+        p.lend(0, &keys);
+        let lefts: Vec<_> = { std::mem::take(p.actions()) }
+            .into_iter()
+            .map(|action| match action {
+                Action::Send(3, Message::Keys { left, keys }) => (left, keys.len()),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(lefts, [(2, MAX_KEYS), (0, 2)]);
+        assert_eq!(p.work(0), Some(Work::Digest(3, 77)));
+        p.sent(0, vec![4, 5]);
+        let (mapped, sums) = (true, vec![4, 5]);
+        assert_eq!(
+            std::mem::take(p.actions()),
+            [Action::Send(3, Message::Sums { mapped, sums })]
+        );
+        let why = "no such file".to_owned();
+        p.message(3, &Message::Unmapped { why: why.clone() }.encode());
+        assert_eq!(p.work(0), Some(Work::Send(3, 77)));
+        // Once.
+        p.message(3, &Message::Unmapped { why }.encode());
+        assert!(matches!(
+            p.outcome(),
+            Some(Outcome::Failed(Failure::Protocol { rank: 0, .. }))
+        ));
+    }
+
+    #[test]
+    fn pages_that_cannot_be_lent_are_sent() {
+        let mut p = asked();
+        p.cannot_lend(0, "private memory");
+        let why = "private memory".to_owned();
+        assert_eq!(
+            std::mem::take(p.actions()),
+            [Action::Send(3, Message::Unmapped { why })]
+        );
+        assert_eq!(p.work(0), Some(Work::Send(3, 77)));
     }
 
     #[test]
@@ -388,15 +523,19 @@ mod tests {
             &Message::Pull {
                 transfer: 0,
                 key: 0,
+                map: false,
             }
             .encode(),
         );
-        assert_eq!(p.actions(), [Action::Drop(0), Action::Drop(1)]);
+        assert_eq!(
+            std::mem::take(p.actions()),
+            [Action::Drop(0), Action::Drop(1)]
+        );
         p.closed(0, "dropped");
         assert_eq!(p.outcome(), None);
         p.message(2, &hello(0).encode());
         p.message(3, &hello(0).encode());
-        assert!(p.actions().iter().any(|a| matches!(a, Action::Send(3, Message::Refuse { why }) if why.contains("served already"))));
+        assert!(std::mem::take(p.actions()).iter().any(|a| matches!(a, Action::Send(3, Message::Refuse { why }) if why.contains("served already"))));
     }
 
     #[test]

@@ -7,19 +7,29 @@ use std::{
 };
 
 use moai_memory::Region;
-use moai_transport::{Batch, Closed, Handler, Interface, Landing, PeerId, Piece, Posted, Reject};
+use moai_transport::{Batch, Closed, Handler, Interface, Landing, PeerId, Piece, Reject};
 
-use super::{LINGER, Options, Outbox, Report};
+use super::{
+    LINGER, Options, Outbox, Report,
+    device::{self, Fetching},
+    loan::Loan,
+    pace::Pace,
+    serve::{Serve, Turn},
+};
 use crate::{
-    digest::DigestKey,
+    cost::Way,
     execute::{Agreed, Runner},
     negotiate::Role,
-    protocol::{LinkId, Owed, Producer},
+    protocol::{LinkId, Owed, Producer, Work},
 };
 
 /// Serves producer rank `rank` from `pool`, over an interface that listens.
 ///
-/// `progress` is called with the bytes handed to the transport so far, of how many.
+/// The pages are read only. They stay lent to consumers that map them until this returns. A pool of a device's memory
+/// is read by jobs on a stream of its own, which has ended then, too.
+///
+/// `progress` is called with the bytes handed to the transport so far, of how many; those of mapped pages count as they
+/// would go over a wire.
 ///
 /// # Panics
 ///
@@ -28,8 +38,8 @@ pub fn produce(
     interface: &mut dyn Interface,
     agreed: &Arc<Agreed>,
     rank: u32,
-    pool: &[Region],
-    options: Options,
+    pool: &mut [Region],
+    options: &Options,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Report {
     let start = Instant::now();
@@ -53,164 +63,147 @@ pub fn produce(
     let machine = Producer::new(rank, agreement, deadline_ns, owed.collect());
     let mut handler = Strangers {
         machine,
+        pool,
         links: HashMap::new(),
         peers: HashMap::new(),
         next: 0,
         first: None,
     };
+    let mut fetching = match Fetching::new(handler.pool, serves.len()) {
+        Ok(fetching) => fetching,
+        Err(why) => {
+            handler.machine.device_failed(why);
+            None
+        }
+    };
     let mut outbox = Outbox::default();
     let mut report = Report::new(rank);
-    let mut pace = Pace {
-        limit: options.max_bytes_per_second,
-        since: Instant::now(),
-        sent: 0,
-    };
+    let mut pace = Pace::new(options.max_bytes_per_second);
+    let mut loan = Loan::default();
     let mut ended: Option<Instant> = None;
     loop {
+        if let Some(Err(why)) = fetching.as_mut().map(Fetching::collect) {
+            handler.machine.device_failed(why);
+        }
         handler.machine.tick(now());
         outbox.extend(handler.machine.actions());
         outbox.flush(interface, |link| handler.peers.get(&link).copied());
         if handler.machine.outcome().is_some() {
+            fetching = None;
             let ended = *ended.get_or_insert_with(Instant::now);
             if handler.peers.is_empty() || ended.elapsed() >= LINGER {
                 break;
             }
         }
-        let mut busy = false;
+        let (mut busy, mut awaits_device) = (false, false);
         let mut wait = options.deadline.saturating_sub(start.elapsed());
-        let sending: Vec<_> = handler.machine.sending().collect();
-        for (peer, link, key) in sending {
-            let serve = &mut serves[peer];
-            if serve.next == 0
-                && let Some(&to) = handler.peers.get(&link)
-                && report.paths.len() <= peer
-            {
-                report.paths.extend(path_to(interface, to, serve));
-            }
-            let key = serve
-                .key
-                .get_or_insert_with(|| DigestKey::new(key, serve.runner.longest_row()));
-            if serve.next == serve.runner.chunks().len() {
-                handler.machine.sent(peer, std::mem::take(&mut serve.sums));
-                busy = true;
+        for (peer, serve) in serves.iter_mut().enumerate() {
+            let Some(work) = handler.machine.work(peer) else {
                 continue;
-            }
-            if let Some(pause) = pace.pause() {
-                wait = wait.min(pause);
-                continue;
-            }
+            };
+            let (Work::Lend(link) | Work::Digest(link, _) | Work::Send(link, _)) = work;
             let Some(&to) = handler.peers.get(&link) else {
                 continue;
             };
-            let chunk = serve.runner.chunks()[serve.next];
-            let batch = Batch {
-                id: serve.next as u64,
-                bytes: chunk.bytes,
+            if serve.path.is_none() {
+                serve.path = interface.path(to);
+            }
+            let turn = match work {
+                Work::Lend(_) => {
+                    let keys = match &fetching {
+                        None => loan.keys(interface, to, handler.pool),
+                        Some(device) => {
+                            Err(format!("pages in {} memory are not lent", device.kind()))
+                        }
+                    };
+                    match keys {
+                        Ok(keys) => handler.machine.lend(peer, &keys),
+                        Err(why) => {
+                            handler.machine.cannot_lend(peer, why.clone());
+                            serve.why = Some(why);
+                        }
+                    }
+                    Turn::Did
+                }
+                Work::Digest(_, key) => {
+                    serve.go(Way::Mapped);
+                    serve.digest(handler.pool, key, &mut pace, &mut report)
+                }
+                Work::Send(_, key) => {
+                    serve.go(Way::Sent);
+                    let (pace, report) = (&mut pace, &mut report);
+                    match &mut fetching {
+                        None => serve.send((interface, to), handler.pool, key, pace, report),
+                        Some(device) => {
+                            serve.send_fetched((interface, to), (device, peer), key, pace, report)
+                        }
+                    }
+                }
             };
-            let (runner, sums, next) = (&mut serve.runner, &mut serve.sums, serve.next);
-            let mut counts = moai_translate::format::Counts::default();
-            let posted = interface.post(to, batch, &mut |out| {
-                let digest;
-                (counts, digest) = runner.gather_digested(next, pool, out, key);
-                let sum = &mut sums[chunk.step as usize];
-                *sum = sum.wrapping_add(digest);
-            });
-            match posted {
-                Ok(Posted::Done | Posted::InFlight(_)) => {
-                    let step = &serve.runner.pair().steps[chunk.step as usize];
-                    let rows = u64::from(step.heads.end - step.heads.start)
-                        * u64::from(chunk.tokens.count);
-                    let bytes = &agreed.agreement.carriages[step.span].row_bytes;
-                    report.bytes_read += rows * bytes[0];
-                    report.bytes_wire += rows * bytes[1];
-                    report.chunks += 1;
-                    report.saturated += counts.saturated;
-                    report.nan += counts.nan;
-                    serve.next += 1;
-                    pace.sent += u64::from(chunk.bytes);
-                    progress(report.bytes_wire, total);
+            match turn {
+                Turn::Did => busy = true,
+                Turn::All => {
+                    let sums = std::mem::take(&mut serve.sums);
+                    handler.machine.sent(peer, sums);
                     busy = true;
                 }
+                Turn::Pause(pause) => wait = wait.min(pause),
                 // `writable` ends the wait.
-                Ok(Posted::Busy) => {}
-                Err(error) => handler.machine.give_up(format!("cannot send: {error}")),
+                Turn::Full => {}
+                Turn::Fetching => awaits_device = true,
+                // The other side is to hear of it at once.
+                Turn::DeviceFailed(why) => {
+                    handler.machine.device_failed(why);
+                    busy = true;
+                }
+                Turn::Failed(why) => {
+                    handler.machine.give_up(why);
+                    busy = true;
+                }
             }
+        }
+        if busy {
+            progress(serves.iter().map(|serve| serve.done).sum(), total);
         }
         if ended.is_some() {
             wait = Duration::from_millis(20);
         }
-        let wait = if busy { Duration::ZERO } else { wait };
+        let wait = if busy || awaits_device {
+            Duration::ZERO
+        } else {
+            wait
+        };
         if let Err(error) = interface.poll(Some(wait), &mut handler) {
             handler
                 .machine
                 .give_up(format!("the transport failed: {error}"));
         }
+        if let (false, true, Some(device)) = (busy, awaits_device, &fetching) {
+            device.wait(device::TURN);
+        }
     }
+    loan.end(interface);
     report.elapsed_ns = handler
         .first
         .map_or(0, |first| first.elapsed().as_nanos() as u64);
+    report.routes = serves.iter_mut().filter_map(Serve::route).collect();
     if let Some(outcome) = handler.machine.outcome() {
         report.end(outcome, Vec::new);
     }
     report
 }
 
-/// What is sent to one consumer rank.
-struct Serve {
-    runner: Runner,
-    next: usize,
-    sums: Vec<u64>,
-    key: Option<DigestKey>,
-}
-
-impl Serve {
-    fn new(runner: Runner) -> Self {
-        let sums = vec![0; runner.pair().steps.len()];
-        Self {
-            runner,
-            next: 0,
-            sums,
-            key: None,
-        }
-    }
-}
-
-fn path_to(interface: &dyn Interface, peer: PeerId, serve: &Serve) -> Option<String> {
-    let path = interface.path(peer)?;
-    let target = serve.runner.pair().target;
-    Some(format!(
-        "consumer {target}: {} ({})",
-        path.provider, path.why
-    ))
-}
-
-/// Keeps the mean rate below a limit.
-struct Pace {
-    limit: Option<u64>,
-    since: Instant,
-    sent: u64,
-}
-
-impl Pace {
-    /// How long to wait before the next byte may go.
-    fn pause(&self) -> Option<Duration> {
-        let limit = self.limit?.max(1);
-        let due = Duration::from_secs_f64(self.sent as f64 / limit as f64);
-        due.checked_sub(self.since.elapsed())
-            .filter(|pause| !pause.is_zero())
-    }
-}
-
 /// Connections that come in, most of which turn out to be consumers.
-struct Strangers {
+struct Strangers<'a> {
     machine: Producer,
+    pool: &'a mut [Region],
     links: HashMap<PeerId, LinkId>,
     peers: HashMap<LinkId, PeerId>,
     next: LinkId,
     first: Option<Instant>,
 }
 
-impl Handler for Strangers {
+impl Handler for Strangers<'_> {
     fn connected(&mut self, peer: PeerId, _incoming: bool) {
         self.first.get_or_insert_with(Instant::now);
         self.links.insert(peer, self.next);
@@ -247,7 +240,7 @@ impl Handler for Strangers {
     }
 
     fn regions(&mut self) -> &mut [Region] {
-        &mut []
+        self.pool
     }
 
     fn landed(

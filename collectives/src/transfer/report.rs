@@ -1,18 +1,26 @@
 //! What a rank reports of its part of a transfer.
 
+use std::fmt;
+
+use moai_transport::Path;
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::{Failure, Outcome};
+use crate::{
+    cost::Way,
+    protocol::{Failure, Outcome},
+};
 
 /// How one rank's part of a transfer went.
 ///
 /// | field | unit | meaning |
 /// |---|---|---|
 /// | `bytes_read` | bytes | of rows, in the producer's format |
-/// | `bytes_wire` | bytes | of rows, in the exchange format |
+/// | `bytes_wire` | bytes | of rows that were sent, in the exchange format |
 /// | `bytes_written` | bytes | of rows, in the consumer's format |
-/// | `chunks` | chunks | sent, or landed |
+/// | `bytes_mapped` | bytes | of rows, in the producer's format, that were read where the producer has them |
+/// | `chunks` | chunks | sent, landed or copied |
 /// | `chunks_direct` | chunks | read from the socket straight into their pages |
+/// | `chunks_mapped` | chunks | copied from the producer's pages |
 /// | `saturated`, `nan` | elements | clamped to the range of the target's format; NaN |
 /// | `elapsed_ns` | ns | from the first connection to the outcome |
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -24,13 +32,59 @@ pub struct Report {
     pub bytes_read: u64,
     pub bytes_wire: u64,
     pub bytes_written: u64,
+    pub bytes_mapped: u64,
     pub chunks: u64,
     pub chunks_direct: u64,
+    pub chunks_mapped: u64,
     pub saturated: u64,
     pub nan: u64,
     pub elapsed_ns: u64,
-    /// What carried the bytes of each peer, and why.
-    pub paths: Vec<String>,
+    /// What carried the bytes of each peer that was reached.
+    pub routes: Vec<Route>,
+}
+
+/// What carried the bytes of one pair of ranks, and why.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Route {
+    /// Rank of the other side.
+    pub peer: u32,
+    /// The provider.
+    pub provider: String,
+    /// Whether rows were sent, or read where they are.
+    pub way: Way,
+    /// For people: why this provider, and why this way.
+    pub why: String,
+    /// Whether something faster was there and could not be had.
+    pub is_fallback: bool,
+}
+
+impl Route {
+    pub(super) fn new(peer: u32, path: Path, way: Way, why: Option<&str>) -> Self {
+        let why = match why {
+            Some(why) => format!("{}; {why}", path.why),
+            None => path.why,
+        };
+        Self {
+            peer,
+            provider: path.provider.to_owned(),
+            way,
+            why,
+            is_fallback: path.is_fallback,
+        }
+    }
+
+    /// Something faster could not be had.
+    pub(super) fn fell_back(mut self, did: bool) -> Self {
+        self.is_fallback |= did;
+        self
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} over {} ({})", self.way, self.provider, self.why)
+    }
 }
 
 /// How a rank's part ended.
@@ -70,12 +124,14 @@ impl Report {
             bytes_read: 0,
             bytes_wire: 0,
             bytes_written: 0,
+            bytes_mapped: 0,
             chunks: 0,
             chunks_direct: 0,
+            chunks_mapped: 0,
             saturated: 0,
             nan: 0,
             elapsed_ns: 0,
-            paths: Vec::new(),
+            routes: Vec::new(),
         }
     }
 

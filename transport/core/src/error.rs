@@ -4,7 +4,10 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::PeerId;
+use moai_memory::MemoryKind;
+
+use crate::limits::MAX_IMPORTS;
+use crate::{Address, KeyError, Operation, PeerId, PiecesError, Refusal};
 
 /// A transport operation could not be done.
 ///
@@ -33,7 +36,7 @@ pub enum Error {
     /// the caller splits what it sends.
     #[error("a {what} of {bytes} bytes is over the limit of {limit} bytes")]
     TooLarge {
-        /// `"message"` or `"batch"`.
+        /// `"message"`, `"batch"` or `"operation"`.
         what: &'static str,
         /// Bytes asked for.
         bytes: u64,
@@ -45,6 +48,93 @@ pub enum Error {
     TooManyPeers {
         /// The most peers of this interface.
         limit: usize,
+    },
+    /// The table of registrations is full. The caller deregisters something, or registers larger regions.
+    #[error("the interface already has {limit} registrations")]
+    TooManyRegistrations {
+        /// The most registrations of an interface.
+        limit: usize,
+    },
+    /// So many keys of the peer have been imported.
+    #[error("{MAX_IMPORTS} keys of peer {peer} are imported already")]
+    TooManyImports {
+        /// The peer.
+        peer: PeerId,
+    },
+    /// The registration is gone, or its entry has been used again.
+    #[error("registration {slot}.{generation} is gone")]
+    NotRegistered {
+        /// Entry in the table.
+        slot: u32,
+        /// Use of the entry.
+        generation: u32,
+    },
+    /// The caller lends no region of that number, or another one than was registered.
+    #[error("region {region} is not the memory that was registered as such")]
+    NotLent {
+        /// Number of the region.
+        region: u32,
+    },
+    /// The caller names a key that it has not imported.
+    #[error("no key was imported as remote region {region}")]
+    NotImported {
+        /// What the caller took for an imported key.
+        region: u32,
+    },
+    /// Bytes that a peer sent are no key.
+    #[error("the peer's remote key cannot be used")]
+    Key(#[from] KeyError),
+    /// A key that is known to be refused, before anything was sent.
+    #[error("the key does not allow it")]
+    Refused(#[source] Refusal),
+    /// Pieces that cannot be. Depends only on arguments.
+    #[error("{side} pieces cannot be")]
+    Pieces {
+        /// `"local"` or `"remote"`.
+        side: &'static str,
+        /// What is wrong.
+        #[source]
+        cause: PiecesError,
+    },
+    /// Local and remote pieces of one operation are not equally many bytes.
+    #[error("local pieces of {local} bytes, remote pieces of {remote} bytes")]
+    Unequal {
+        /// Bytes of the local pieces.
+        local: u64,
+        /// Bytes of the remote pieces.
+        remote: u64,
+    },
+    /// The provider cannot do that for this kind of memory.
+    #[error("provider {provider} cannot {operation} {kind} memory: {reason}")]
+    Unsupported {
+        /// Name of the provider.
+        provider: &'static str,
+        /// What was asked.
+        operation: Operation,
+        /// For which memory.
+        kind: MemoryKind,
+        /// Why not.
+        reason: String,
+    },
+    /// The address is not one of this provider's, or it cannot be reached from here.
+    #[error("provider {provider} cannot connect to {address}: {reason}")]
+    Unreachable {
+        /// Name of the provider.
+        provider: &'static str,
+        /// The address.
+        address: Address,
+        /// Why not.
+        reason: String,
+    },
+    /// Listening on every address of the host, without one that peers can be told.
+    #[error(
+        "provider {provider} cannot advertise {address}, which stands for every address of a host; name the one that peers reach as the address to advertise"
+    )]
+    Unadvertised {
+        /// Name of the provider.
+        provider: &'static str,
+        /// What was to be advertised.
+        address: Address,
     },
     /// A knob of a configuration is outside its range.
     #[error("{knob} is {value}, which is not in {smallest}..={largest}")]
@@ -59,7 +149,7 @@ pub enum Error {
         largest: u64,
     },
     /// A system call failed.
-    #[error("{call} failed")]
+    #[error("{call} failed: {cause}")]
     Os {
         /// The call.
         call: &'static str,

@@ -56,7 +56,7 @@ pub enum Closed {
     #[error("the peer broke the protocol")]
     Protocol(#[source] WireError),
     /// The system reported a failure: connection refused or reset, no route, timed out.
-    #[error("the connection failed")]
+    #[error("the connection failed: {0}")]
     Io(#[source] io::Error),
     /// An incoming connection sent no whole frame within the limit.
     #[error("no whole frame arrived in {limit_ms} ms")]
@@ -113,9 +113,11 @@ pub trait Handler {
         out: &mut Vec<Piece>,
     ) -> Result<(), Reject>;
 
-    /// [`Landing::Direct`] only: the regions that pieces refer to.
+    /// The regions that pieces refer to, and those that were registered, by their numbers.
     ///
-    /// They stay the same from the `landing` of a batch until it has `landed` or the peer is closed.
+    /// Lent until the call that asked for them returns: what a peer puts into registered memory, or gets from it, and
+    /// what this side puts or gets, is copied only meanwhile. They stay the same from the `landing` of a batch until it
+    /// has `landed` or the peer is closed, and as long as they are registered.
     fn regions(&mut self) -> &mut [Region];
 
     /// The whole payload has arrived. `staged` holds it if the landing was [`Landing::Staged`].

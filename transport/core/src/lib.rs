@@ -1,7 +1,11 @@
 //! The contract that every way of moving bytes keeps.
 //!
-//! A *provider* is a crate that can open an [`Interface`]: one thread's view of a network, with the
-//! peers that are connected through it. The layers above speak to peers in two kinds of frame:
+//! A [`Provider`] can open an [`Interface`]: one thread's view of a network, with the peers that are
+//! connected through it. [`select()`] chooses among the providers that reach a peer, and says why.
+//!
+//! The layers above address memory of peers that have registered it, by [`Interface::put`] and
+//! [`Interface::get`] between lists of strided [`Pieces`], or map it; and they speak to peers in two kinds of
+//! frame:
 //!
 //! - a **message** is small and control-like. It is copied when it is sent and handed over whole.
 //! - a **batch** is payload: the bytes of many cache rows, gathered behind one header. The sender
@@ -27,20 +31,48 @@
 //!
 //! [`limits`] holds every limit with its reason. A length that a peer announces is compared with its
 //! limit before it sizes anything, by [`wire`].
-#![forbid(unsafe_code)]
+//!
+//! # What is shared without a lock
+//!
+//! [`sync`] holds the structures that providers put into memory shared with a peer or with a thread of
+//! their own. It is the only unsafe code here.
+#![deny(unsafe_code)]
 
+mod address;
+mod capabilities;
+mod completion;
+mod copies;
+mod endpoint;
 mod error;
 mod handler;
 mod interface;
+pub mod key;
 pub mod limits;
 mod peer;
 mod piece;
+mod pieces;
+mod provider;
+mod registry;
+mod select;
+mod stack;
 mod stats;
+pub mod sync;
 pub mod wire;
 
+pub use address::{Address, AddressError};
+pub use capabilities::{Capabilities, Operation, Reach};
+pub use completion::{Completion, Completions, Fault, Refusal};
+pub use copies::Copies;
+pub use endpoint::Endpoint;
 pub use error::Error;
 pub use handler::{Closed, Handler, Landing, Reject};
 pub use interface::{Batch, Interface, Path, Posted, Token};
+pub use key::{KeyError, RemoteKey, Rights};
 pub use peer::PeerId;
 pub use piece::{Piece, PieceError, admit_pieces};
+pub use pieces::{Cursor, Lists, PieceList, Pieces, PiecesError, Run};
+pub use provider::{Obstacle, Provider};
+pub use registry::{Registration, RegistrationId, Registrations};
+pub use select::{Candidate, Choice, NoPath, Wanted, select};
+pub use stack::{ConnectError, Stack};
 pub use stats::Stats;

@@ -15,7 +15,7 @@ pub const MAX_MESSAGE_BYTES: u32 = 1 << 20;
 
 /// Largest batch payload, in bytes.
 ///
-/// Past a few hundred KiB a larger batch no longer amortises anything: its header is 24 bytes and
+/// Past a few hundred KiB a larger batch no longer amortises anything: its header is 32 bytes and
 /// its system calls move as much as the socket buffer holds. 4 MiB leaves room for one 16-token page
 /// of the largest known cache to travel as a single batch, and bounds what a staged landing collects
 /// per connection.
@@ -51,9 +51,9 @@ pub const MAX_QUEUED_BATCHES: usize = 4096;
 
 /// Peers of one interface.
 ///
-/// An engine pair uses one connection, so this is a thousand engines. A peer costs a descriptor and,
-/// once it has talked, about 64 KiB of read buffer; a thousand of the default limit of 1024
-/// descriptors is why it is not more.
+/// An engine pair uses one connection, so this is a thousand engines. A peer costs a descriptor for
+/// each of its lanes and some KiB; a thousand of the default limit of 1024 descriptors is why it is
+/// not more.
 pub const MAX_PEERS: usize = 1024;
 
 /// How long an incoming connection may go without having sent one whole frame.
@@ -115,6 +115,46 @@ pub const MAX_WRITE_SLICES: usize = 64;
 /// Below, collecting several frames in one system call pays; above, the link would idle while the
 /// caller fills the next batch.
 pub const EAGER_WRITE_BYTES: usize = 128 << 10;
+
+/// Longest address, in bytes: the longest name of a host or of a socket's file, and what goes around it.
+pub const MAX_ADDRESS_BYTES: usize = 512;
+
+/// Regions that one interface can have registered.
+///
+/// An engine registers its cache per layer and part: 2^16 is 128 ranks' worth of 256 layers and two parts in one
+/// process. A registration costs some 100 bytes, and a slot of 40 bytes that peers on the same host can see.
+pub const MAX_REGISTRATIONS: usize = 1 << 16;
+
+/// Keys that can be imported from one peer: all that it can have registered.
+pub const MAX_IMPORTS: usize = MAX_REGISTRATIONS;
+
+/// Largest put or get, in bytes. Progress is counted in frames of it, whose number is a `u32`.
+pub const MAX_OPERATION_BYTES: u64 = 1 << 40;
+
+/// Operations in flight and completions not taken, of one interface.
+///
+/// A caller that has a thousand operations in hand is not waiting for the transport to take more; each holds its
+/// lists of offsets until it ends.
+pub const MAX_OPERATIONS: usize = 1024;
+
+/// Gets of one peer that wait to be answered. More are refused as [`Busy`](crate::Refusal::Busy): what is kept of
+/// each is its list of pieces, up to [`MAX_LIST_BYTES`].
+pub const MAX_WAITING_GETS: usize = 64;
+
+/// Connections that one peer's payload can be spread over.
+///
+/// A single stream fills a 100 Gb/s link with some 4 cores' worth of lanes; beyond 16 the switches' hashing, not the
+/// number, decides how well a link is filled.
+pub const MAX_LANES: u32 = 16;
+
+/// Longest list of pieces in one frame, in bytes.
+///
+/// At 8 bytes an offset, 64 KiB are 8000 pieces: at 256 bytes each some 2 MiB of payload, so that the list stays 3 %
+/// of what goes over the wire and the system call it costs is shared by as many.
+pub const MAX_LIST_BYTES: u32 = 64 << 10;
+
+/// Groups of a list of pieces in one frame: 2 for every layer of a large model is more than one request needs.
+pub const MAX_LIST_GROUPS: usize = 256;
 
 const _: () = assert!(READ_AHEAD_BYTES <= READ_BUFFER_BYTES);
 const _: () = assert!(READ_BUFFER_BYTES >= 2 * crate::wire::HEADER_BYTES);

@@ -1,6 +1,6 @@
 //! Pieces of regions, and the door at which they are checked.
 
-use moai_memory::Region;
+use moai_memory::{MemoryKind, Region};
 use thiserror::Error;
 
 /// A contiguous piece of a region: where consecutive wire bytes go.
@@ -19,18 +19,21 @@ impl Piece {
     ///
     /// # Errors
     ///
-    /// [`PieceError::NoSuchRegion`] or [`PieceError::OutOfBounds`].
+    /// [`PieceError::NoSuchRegion`], [`PieceError::OutOfBounds`], or [`PieceError::Unreachable`].
     pub fn locate(self, regions: &mut [Region]) -> Result<&mut [u8], PieceError> {
         self.check(regions)?;
-        let start = self.offset as usize;
-        Ok(&mut regions[self.region as usize].as_mut_slice()[start..start + self.bytes as usize])
+        let memory = &mut regions[self.region as usize];
+        let (region, kind, start) = (self.region, memory.kind(), self.offset as usize);
+        let bytes = memory.host_bytes_mut();
+        let bytes = bytes.ok_or(PieceError::Unreachable { region, kind })?;
+        Ok(&mut bytes[start..start + self.bytes as usize])
     }
 
-    /// Whether the piece lies in its region.
+    /// Whether the piece lies in its region, and that in memory which the processor reaches.
     ///
     /// # Errors
     ///
-    /// [`PieceError::NoSuchRegion`] or [`PieceError::OutOfBounds`].
+    /// [`PieceError::NoSuchRegion`], [`PieceError::OutOfBounds`], or [`PieceError::Unreachable`].
     pub fn check(self, regions: &[Region]) -> Result<(), PieceError> {
         let Self {
             region,
@@ -50,6 +53,12 @@ impl Piece {
                 offset,
                 bytes,
                 len: memory.len(),
+            });
+        }
+        if memory.host_bytes().is_none() {
+            return Err(PieceError::Unreachable {
+                region,
+                kind: memory.kind(),
             });
         }
         Ok(())
@@ -79,6 +88,16 @@ pub enum PieceError {
         bytes: u32,
         /// Length of the region.
         len: u64,
+    },
+    /// The processor cannot write to the region: only a device reaches it, or it was mapped for reading.
+    #[error(
+        "region {region} is {kind} memory, which the processor cannot write; land the payload staged, or put it"
+    )]
+    Unreachable {
+        /// Index of the region.
+        region: u32,
+        /// Its memory.
+        kind: MemoryKind,
     },
     /// A piece of no bytes would make no progress.
     #[error("an empty piece at {offset} of region {region}")]
@@ -164,6 +183,8 @@ pub fn admit_pieces(
 
 #[cfg(test)]
 mod tests {
+    use moai_memory::sim::{SimConfig, SimDevice};
+
     use super::*;
 
     fn regions() -> [Region; 2] {
@@ -211,6 +232,27 @@ mod tests {
         assert_eq!(regions[1].as_slice(), expected);
         assert!(piece(1, 41, 10).locate(&mut regions).is_err());
         assert!(piece(2, 0, 1).locate(&mut regions).is_err());
+    }
+
+    #[test]
+    fn memory_that_only_a_device_reaches_is_refused_with_its_kind() {
+        let on_device = SimDevice::new(SimConfig::default()).allocate(100).unwrap();
+        let mut regions = [Region::from_host(vec![0; 100]), on_device];
+        let unreachable = PieceError::Unreachable {
+            region: 1,
+            kind: MemoryKind::Sim,
+        };
+        let there = piece(1, 10, 20);
+        assert_eq!(there.check(&regions), Err(unreachable));
+        assert_eq!(there.locate(&mut regions), Err(unreachable));
+        let mut pieces = vec![piece(0, 0, 10), there];
+        let admitted = admit_pieces(&mut pieces, 2, 30, &regions);
+        assert_eq!(admitted, Err(unreachable));
+        // A piece outside of it is told so first.
+        assert!(matches!(
+            piece(1, 90, 20).check(&regions),
+            Err(PieceError::OutOfBounds { .. })
+        ));
     }
 
     #[test]

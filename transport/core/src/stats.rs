@@ -1,5 +1,7 @@
 //! Counters of an interface.
 
+use std::ops::Add;
+
 /// What an interface has done since it was opened. A snapshot: copied, never updated.
 ///
 /// | field | unit | counts |
@@ -11,7 +13,14 @@
 /// | `direct_bytes` | bytes | of payload that landed in regions |
 /// | `staged_bytes` | bytes | of payload that landed staged |
 /// | `copied_bytes` | bytes | of direct payload that went through a buffer on its way |
-/// | `busy` | calls | of send or post answered by `Busy` |
+/// | `puts`, `gets` | operations | of this side that have ended well |
+/// | `put_bytes`, `got_bytes` | bytes | of those |
+/// | `puts_in`, `gets_in` | frames | of peers' operations that this side has carried out |
+/// | `faults` | operations | of this side that have ended otherwise |
+/// | `refused` | frames | of peers' operations that this side has refused |
+/// | `mapped_bytes` | bytes | of peers' memory that was mapped |
+/// | `fallbacks` | connections | made by something slower than what was there |
+/// | `busy` | calls | of send, post, put or get answered by `Busy` |
 /// | `reads`, `writes`, `waits` | system calls | on connections; waiting for readiness |
 /// | `connected` | connections | made by us |
 /// | `accepted` | connections | taken from peers that came to us |
@@ -31,6 +40,16 @@ pub struct Stats {
     pub direct_bytes: u64,
     pub staged_bytes: u64,
     pub copied_bytes: u64,
+    pub puts: u64,
+    pub gets: u64,
+    pub put_bytes: u64,
+    pub got_bytes: u64,
+    pub puts_in: u64,
+    pub gets_in: u64,
+    pub faults: u64,
+    pub refused: u64,
+    pub mapped_bytes: u64,
+    pub fallbacks: u64,
     pub busy: u64,
     pub reads: u64,
     pub writes: u64,
@@ -39,6 +58,44 @@ pub struct Stats {
     pub accepted: u64,
     pub rejected: u64,
     pub closed: u64,
+}
+
+impl Add for Stats {
+    type Output = Self;
+
+    /// Of both interfaces together.
+    fn add(self, more: Self) -> Self {
+        Self {
+            bytes_in: self.bytes_in + more.bytes_in,
+            bytes_out: self.bytes_out + more.bytes_out,
+            messages_in: self.messages_in + more.messages_in,
+            messages_out: self.messages_out + more.messages_out,
+            batches_in: self.batches_in + more.batches_in,
+            batches_out: self.batches_out + more.batches_out,
+            direct_pieces: self.direct_pieces + more.direct_pieces,
+            direct_bytes: self.direct_bytes + more.direct_bytes,
+            staged_bytes: self.staged_bytes + more.staged_bytes,
+            copied_bytes: self.copied_bytes + more.copied_bytes,
+            puts: self.puts + more.puts,
+            gets: self.gets + more.gets,
+            put_bytes: self.put_bytes + more.put_bytes,
+            got_bytes: self.got_bytes + more.got_bytes,
+            puts_in: self.puts_in + more.puts_in,
+            gets_in: self.gets_in + more.gets_in,
+            faults: self.faults + more.faults,
+            refused: self.refused + more.refused,
+            mapped_bytes: self.mapped_bytes + more.mapped_bytes,
+            fallbacks: self.fallbacks + more.fallbacks,
+            busy: self.busy + more.busy,
+            reads: self.reads + more.reads,
+            writes: self.writes + more.writes,
+            waits: self.waits + more.waits,
+            connected: self.connected + more.connected,
+            accepted: self.accepted + more.accepted,
+            rejected: self.rejected + more.rejected,
+            closed: self.closed + more.closed,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use moai_memory::Region;
 use moai_transport::{
     Batch, Closed, Handler, Interface, Landing, PeerId, Piece, Posted, Reject, Stats,
 };
-use moai_transport_tcp::{TcpConfig, TcpInterface};
+use moai_transport_tcp::{TcpConfig, TcpInterface, tcp_address};
 
 const BATCH_BYTES: u32 = 256 << 10;
 const BATCHES: u64 = 16 << 10;
@@ -125,7 +125,7 @@ fn fabric(landing: Landing, piece_bytes: u32) -> (f64, Stats) {
         ..TcpConfig::default()
     })
     .expect("listening");
-    let address = receiver.local_address().expect("an address");
+    let address = receiver.listening().expect("an address");
     let start = Instant::now();
     let receiving = thread::spawn(move || {
         let mut sink = Sink::new(landing, piece_bytes);
@@ -136,7 +136,7 @@ fn fabric(landing: Landing, piece_bytes: u32) -> (f64, Stats) {
         receiver.stats()
     });
     let mut sender = TcpInterface::new(TcpConfig::default()).expect("opening");
-    let peer = sender.connect(address).expect("connecting");
+    let peer = sender.connect(&tcp_address(address)).expect("connecting");
     let source = vec![0_u8; BATCH_BYTES as usize];
     let mut sink = Sink::new(landing, piece_bytes);
     let mut id = 0;

@@ -2,14 +2,26 @@
 
 use std::io;
 use std::net::{Shutdown, SocketAddr};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
-use moai_transport::{Closed, PeerId, Stats, limits};
+use moai_memory::Region;
+use moai_transport::wire::Lane;
+use moai_transport::{Closed, Fault, PeerId, Stats, limits};
 use tracing::debug;
 
-use crate::inbound::{Context, Inbound, Stop};
+use crate::chunk::{Chunk, Whose, Wrote};
+use crate::framing::{WaitingGet, add_answer, add_frame};
+use crate::inbound::{Context, Inbound, Owner, Role, Stop};
+use crate::limits::{STAGED_FRAME_BYTES, UNANSWERED_FRAMES};
+use crate::one_sided::OneSided;
+use crate::operations::Kind;
+use crate::options;
 use crate::outbound::Outbound;
+use crate::staged::{begin_answer, begin_put};
+use crate::target::Dues;
+use crate::vectored::Quiet;
 
 /// One peer's socket, its queues, and what is known about its readiness.
 ///
@@ -22,6 +34,12 @@ pub(crate) struct Connection {
     pub(crate) address: SocketAddr,
     pub(crate) outbound: Outbound,
     inbound: Inbound,
+    pub(crate) role: Role,
+    pub(crate) dues: Dues,
+    /// Frames of one-sided operations that have begun to leave.
+    chunk: Option<Chunk>,
+    /// Why the peer will be lost once nothing more can be read here: another lane of it has ended.
+    pub(crate) orphaned: Option<Closed>,
     stage: Stage,
     /// A read may bring something.
     readable: bool,
@@ -34,6 +52,8 @@ pub(crate) struct Connection {
     write_error: Option<io::Error>,
     /// When the current stage has taken too long.
     deadline: Option<Instant>,
+    /// It has used memory that idle connections do without.
+    is_warm: bool,
     /// Queued for a write, for a turn, and to have its deadline looked at. So each is queued once.
     pub(crate) is_dirty: bool,
     pub(crate) is_ready: bool,
@@ -61,6 +81,8 @@ pub(crate) enum Turn {
     Again,
     /// The connection is over.
     End(Closed),
+    /// It is that lane of a peer, or else a peer that is new.
+    Known(Option<Lane>),
 }
 
 impl Connection {
@@ -72,9 +94,7 @@ impl Connection {
         staging_bytes: u32,
         deadline: Instant,
     ) -> Self {
-        let connection = Self::new(socket, peer, address, staging_bytes, Stage::Open, deadline);
-        connection.set_no_delay();
-        connection
+        Self::new(socket, peer, address, staging_bytes, Stage::Open, deadline)
     }
 
     /// A connection under way, which has until `deadline` to be there.
@@ -103,12 +123,17 @@ impl Connection {
             address,
             outbound: Outbound::new(staging_bytes),
             inbound: Inbound::default(),
+            role: Role::Unknown,
+            dues: Dues::default(),
+            chunk: None,
+            orphaned: None,
             stage,
             readable: false,
             writable: stage == Stage::Open,
             read_closed: false,
             write_error: None,
             deadline: Some(deadline),
+            is_warm: false,
             is_dirty: false,
             is_ready: false,
             is_timed: false,
@@ -136,6 +161,7 @@ impl Connection {
         match self.stage {
             Stage::Connecting { .. } => self.stage = Stage::Connecting { finish: true },
             Stage::Open => {
+                self.dues.gets.clear();
                 self.stage = Stage::Finishing;
                 self.deadline = Some(now + limit);
                 // What has been read halfway is dropped as well, so there may be something to read.
@@ -145,66 +171,320 @@ impl Connection {
         }
     }
 
+    /// Operations have ended: what was still to be read from their pieces is the caller's again.
+    pub(crate) fn forget_pieces(&mut self) {
+        self.dues.forget_copied();
+        if let Some(chunk) = &mut self.chunk {
+            chunk.blank(|whose| matches!(whose, Whose::Ours(_)));
+        }
+    }
+
+    /// Notes that the connection is in use. Returns whether it holds memory that it could give back.
+    pub(crate) fn is_used(&mut self) -> bool {
+        self.is_warm = self.outbound.holds_memory() || self.inbound.holds_memory();
+        self.is_warm
+    }
+
+    /// Gives memory back unless it was used since the last call. Returns whether there is none left to give.
+    pub(crate) fn trim(&mut self) -> bool {
+        if std::mem::take(&mut self.is_warm) {
+            return false;
+        }
+        self.outbound.trim();
+        self.inbound.trim();
+        !self.outbound.holds_memory() && !self.inbound.holds_memory()
+    }
+
+    /// It is a further lane: what it may take to speak is the first one's affair.
+    pub(crate) fn joined(&mut self, side: usize) {
+        self.role = Role::Further { side };
+        self.deadline = None;
+    }
+
+    /// The peer is lost, but for copies that are not over.
+    pub(crate) fn park(&mut self) {
+        self.deadline = None;
+    }
+
+    /// Lifts the deadline of a first lane whose peer has spoken on another. Returns whether it did.
+    pub(crate) fn lift_deadline(&mut self, one_sided: &OneSided) -> bool {
+        let lifted = matches!(self.role, Role::First { side, .. }
+            if self.stage == Stage::Open && one_sided.sides[side].has_spoken);
+        if lifted {
+            self.deadline = None;
+        }
+        lifted
+    }
+
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
 
     /// Writes what is queued, as far as the socket takes it. Failure is kept for the next turn.
-    pub(crate) fn flush(&mut self, stats: &mut Stats) {
+    ///
+    /// Without `memory`, only what does not lie in regions.
+    pub(crate) fn flush(
+        &mut self,
+        one_sided: &mut OneSided,
+        memory: Option<&[Region]>,
+        stats: &mut Stats,
+    ) {
         let connecting = matches!(self.stage, Stage::Connecting { .. });
-        if connecting || !self.writable || self.write_error.is_some() {
+        let is_ending = self.is_ending(one_sided);
+        if connecting || !self.writable || self.write_error.is_some() || is_ending {
             return;
         }
-        let most = limits::WRITE_TURN_BYTES;
-        match self.outbound.write(&mut self.socket, most, stats) {
-            Ok(blocked) => self.writable = !blocked,
-            Err(error) => {
-                self.outbound.clear();
-                self.write_error = Some(error);
-                self.readable = true;
-            }
+        if let Err(error) = self.write(one_sided, memory, stats) {
+            self.outbound.clear();
+            self.chunk = None;
+            self.write_error = Some(error);
+            self.readable = true;
         }
     }
 
+    fn write(
+        &mut self,
+        one_sided: &mut OneSided,
+        memory: Option<&[Region]>,
+        stats: &mut Stats,
+    ) -> io::Result<()> {
+        let end = stats.bytes_out + limits::WRITE_TURN_BYTES as u64;
+        while stats.bytes_out < end {
+            if let Some(chunk) = &mut self.chunk {
+                match chunk.write(self.socket.as_fd(), memory, stats)? {
+                    Wrote::All => {}
+                    Wrote::Blocked => {
+                        self.writable = false;
+                        return Ok(());
+                    }
+                    Wrote::NeedsMemory => return Ok(()),
+                    Wrote::NotLent(Whose::Ours(index)) => {
+                        chunk.blank(|of| of == Whose::Ours(index));
+                        if let Role::First { side, .. } | Role::Further { side } = self.role
+                            && one_sided.operations.get(index).peer == one_sided.sides[side].peer
+                        {
+                            let fault = Fault::Access { code: libc::EFAULT };
+                            one_sided.fail(side, index, fault);
+                        }
+                        continue;
+                    }
+                    Wrote::NotLent(Whose::Registered(_)) => return Err(deregistered()),
+                }
+                if let Some(chunk) = self.chunk.take() {
+                    one_sided.keep_chunk(chunk);
+                }
+            }
+            if !self.outbound.is_empty() {
+                let most = limits::EAGER_WRITE_BYTES;
+                let mut socket = Quiet::new(&self.socket);
+                if self.outbound.write(&mut socket, most, stats)? {
+                    self.writable = false;
+                    return Ok(());
+                }
+                if self.outbound.is_within_frame() {
+                    continue;
+                }
+            }
+            self.chunk = self.next_chunk(one_sided, memory, stats);
+            if self.chunk.is_none() && self.outbound.is_empty() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers, and frames of operations, as many as leave together.
+    fn next_chunk(
+        &mut self,
+        one_sided: &mut OneSided,
+        memory: Option<&[Region]>,
+        stats: &mut Stats,
+    ) -> Option<Chunk> {
+        if self.dues.answers.is_empty() {
+            if let Some(chunk) = self.dues.take_copied() {
+                return Some(chunk);
+            }
+            if !self.has_frames(one_sided) {
+                return None;
+            }
+        }
+        let owner = Owner {
+            peer: self.peer,
+            role: self.role,
+        };
+        let mut chunk = one_sided.take_chunk();
+        chunk.bytes.extend_from_slice(&self.dues.answers);
+        self.dues.answers.clear();
+        if let Some(memory) = memory {
+            while chunk.bytes.len() < STAGED_FRAME_BYTES as usize && !chunk.is_lent() {
+                if let Some(get) = self.next_get() {
+                    let added = if get.device.is_some() {
+                        begin_answer(one_sided, owner, &get, memory, &mut self.dues)
+                    } else {
+                        let added = add_answer(one_sided, &get, memory, &mut chunk);
+                        stats.gets_in += u64::from(added.is_ok());
+                        added
+                    };
+                    if let Err(refusal) = added {
+                        self.dues.answer(get.id, Some(refusal), stats);
+                        chunk.bytes.append(&mut self.dues.answers);
+                    }
+                    one_sided.keep_list(get.list);
+                } else if let Some((side, index)) = self.next_operation(one_sided) {
+                    let operation = one_sided.operations.get(index);
+                    let is_put = operation.kind == Kind::Put;
+                    let added = if operation.is_from_device() {
+                        begin_put(one_sided, owner, index, memory, &mut self.dues)
+                    } else {
+                        add_frame(one_sided, side, index, memory, &mut chunk)
+                    };
+                    match added {
+                        Ok(()) => {
+                            self.dues.unanswered += u32::from(is_put);
+                            if !one_sided.operations.get(index).has_more() {
+                                one_sided.sides[side].pending.pop_front();
+                            }
+                        }
+                        Err(fault) => one_sided.settled(side, index, Some(fault), stats),
+                    }
+                } else {
+                    break;
+                }
+            }
+        }
+        chunk.close();
+        if chunk.is_empty() {
+            one_sided.keep_chunk(chunk);
+            return None;
+        }
+        Some(chunk)
+    }
+
+    /// Whether the peer is lost as soon as its copies are over.
+    pub(crate) fn is_ending(&self, one_sided: &OneSided) -> bool {
+        let (Role::First { side, .. } | Role::Further { side }) = self.role else {
+            return false;
+        };
+        one_sided.sides[side].ending.is_some()
+    }
+
+    /// Whether a get can be answered: one of device memory once there is a buffer for it.
+    fn has_get(&self) -> bool {
+        let get = self.dues.gets.front();
+        get.is_some_and(|get| get.device.is_none() || self.dues.may_copy_out())
+    }
+
+    fn next_get(&mut self) -> Option<WaitingGet> {
+        if self.has_get() {
+            self.dues.gets.pop_front()
+        } else {
+            None
+        }
+    }
+
+    /// The operation whose next frame may leave here.
+    fn next_operation(&self, one_sided: &mut OneSided) -> Option<(usize, u32)> {
+        let (Role::First { side, .. } | Role::Further { side }) = self.role else {
+            return None;
+        };
+        if self.stage != Stage::Open {
+            return None;
+        }
+        let of = &one_sided.sides[side];
+        let index = *of.pending.front()?;
+        let operation = one_sided.operations.get(index);
+        let may = match operation.kind {
+            Kind::Put => {
+                self.dues.unanswered < UNANSWERED_FRAMES
+                    && (self.dues.may_copy_out() || !operation.is_from_device())
+            }
+            _ => of.asked < limits::MAX_WAITING_GETS,
+        };
+        may.then_some((side, index))
+    }
+
+    fn has_frames(&self, one_sided: &mut OneSided) -> bool {
+        self.has_get() || self.next_operation(one_sided).is_some()
+    }
+
+    /// Whether there is something that a write would take along.
+    fn wants_write(&self, one_sided: &mut OneSided) -> bool {
+        self.has_queued() || self.has_frames(one_sided)
+    }
+
+    /// Whether something that was queued has not left.
+    fn has_queued(&self) -> bool {
+        !self.outbound.is_empty()
+            || self.chunk.is_some()
+            || !self.dues.answers.is_empty()
+            || !self.dues.copied.is_empty()
+    }
+
+    /// Whether a peer's get is being answered from that registration.
+    pub(crate) fn reads_from(&self, slot: u32) -> bool {
+        self.chunk
+            .as_ref()
+            .is_some_and(|chunk| chunk.reads_from(slot))
+    }
+
+    /// The connection cannot go on, because a frame cannot.
+    pub(crate) fn fail(&mut self) {
+        self.write_error.get_or_insert_with(deregistered);
+        self.readable = true;
+    }
+
     /// Whether a turn has something to do.
-    pub(crate) fn wants_turn(&self) -> bool {
-        self.readable
+    pub(crate) fn wants_turn(&self, one_sided: &mut OneSided) -> bool {
+        if self.is_ending(one_sided) {
+            return false;
+        }
+        (self.readable && !self.dues.is_choked())
             || self.write_error.is_some()
-            || (self.writable && !self.outbound.is_empty())
+            || self.orphaned.is_some()
+            || (self.writable && self.wants_write(one_sided))
             || (self.stage == Stage::Open && self.outbound.has_room_again())
-            || (self.stage == Stage::Finishing && self.outbound.is_empty())
+            || (self.stage == Stage::Finishing && !self.has_queued())
     }
 
     /// Writes and reads, both as far as the socket goes and one turn allows.
     pub(crate) fn turn(
         &mut self,
         now: Instant,
-        finish_limit: Duration,
+        [finish_limit, silence_limit]: [Duration; 2],
         context: &mut Context<'_>,
     ) -> Turn {
+        if let Role::First { side, .. } | Role::Further { side } = self.role {
+            let of = &mut context.one_sided.sides[side];
+            if of.ending.is_some() {
+                let is_over = of.copies == 0 && of.peer == self.peer;
+                return of.ending.take_if(|_| is_over).map_or(Turn::Rest, Turn::End);
+            }
+        }
         if let Stage::Connecting { finish } = self.stage {
             match self.connection_made() {
                 Ok(false) => return Turn::Rest,
                 Ok(true) => {}
                 Err(error) => return Turn::End(Closed::Io(error)),
             }
-            self.set_no_delay();
+            self.set_options(silence_limit);
             self.stage = Stage::Open;
             self.deadline = None;
-            context.stats.connected += 1;
-            context.callbacks += 1;
-            context.handler.connected(self.peer, false);
+            if let Role::First { .. } = self.role {
+                context.stats.connected += 1;
+                context.callbacks += 1;
+                context.handler.connected(self.peer, false);
+            }
             if finish {
                 self.finish(now, finish_limit);
             }
         }
         let queued_bytes = self.outbound.queued_bytes();
-        self.flush(context.stats);
+        self.flush_with(context);
         if self.stage == Stage::Finishing {
             if self.outbound.queued_bytes() < queued_bytes {
                 self.deadline = Some(now + finish_limit);
             }
-            if self.outbound.is_empty() && self.write_error.is_none() {
+            if !self.has_queued() && self.write_error.is_none() {
                 if let Err(error) = self.socket.shutdown(Shutdown::Write) {
                     return Turn::End(Closed::Io(error));
                 }
@@ -224,18 +504,34 @@ impl Connection {
                     let stop = self.inbound.read(
                         &mut self.socket,
                         drained_by_short_read,
-                        self.peer,
+                        Owner {
+                            peer: self.peer,
+                            role: self.role,
+                        },
+                        &mut self.dues,
                         context,
                     );
                     if self.inbound.has_spoken() {
                         self.deadline = None;
+                        if let Role::First { side, .. } | Role::Further { side } = self.role {
+                            context.one_sided.sides[side].has_spoken = true;
+                        }
                     }
                     stop
                 }
-                _ => self.inbound.discard(&mut self.socket, context.stats),
+                _ => {
+                    let (buffer, stats) = (&mut *context.buffer, &mut *context.stats);
+                    self.inbound.discard(&mut self.socket, buffer, stats)
+                }
             };
+            // What was read may call for an answer, or make room for more.
+            if self.stage == Stage::Open {
+                self.flush_with(context);
+            }
             match stop {
                 Stop::Turn => return Turn::Again,
+                Stop::Known(lane) => return Turn::Known(lane),
+                Stop::Choked => {}
                 Stop::Blocked => self.readable = false,
                 Stop::End(why) => match (self.stage, why) {
                     (Stage::Finished, Closed::ByPeer) => return Turn::End(Closed::ByUs),
@@ -250,10 +546,20 @@ impl Connection {
         if let Some(error) = self.write_error.take() {
             return Turn::End(Closed::Io(error));
         }
-        if self.writable && !self.outbound.is_empty() {
+        if let Some(why) = self.orphaned.take_if(|_| !self.readable) {
+            return Turn::End(why);
+        }
+        if self.wants_turn(context.one_sided) {
             return Turn::Again;
         }
         Turn::Rest
+    }
+
+    fn flush_with(&mut self, context: &mut Context<'_>) {
+        if self.writable && self.wants_write(context.one_sided) {
+            let memory = context.handler.regions();
+            self.flush(context.one_sided, Some(memory), context.stats);
+        }
     }
 
     /// What it means that the deadline has passed.
@@ -287,10 +593,13 @@ impl Connection {
         }
     }
 
-    /// Frames are written whole, so waiting for more to send along would only delay the last one.
-    fn set_no_delay(&self) {
-        if let Err(error) = self.socket.set_nodelay(true) {
-            debug!(provider = "tcp", peer = %self.peer, call = "setsockopt", reason = %error, "no delay was not set");
+    pub(crate) fn set_options(&self, silence_limit: Duration) {
+        if let Err(error) = options::set(&self.socket, self.address, silence_limit) {
+            debug!(provider = "tcp", peer = %self.peer, call = "setsockopt", reason = %error, "options were not set");
         }
     }
+}
+
+fn deregistered() -> io::Error {
+    io::Error::other("memory was taken back while the peer's get of it was being answered")
 }

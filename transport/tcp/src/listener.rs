@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use mio::net::{TcpListener, TcpStream};
@@ -22,8 +23,22 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    pub(crate) fn bind(address: SocketAddr) -> io::Result<Self> {
-        let socket = TcpListener::bind(address)?;
+    /// Listens at `address`, with the first of `ports` that is free instead of its own.
+    pub(crate) fn bind(
+        mut address: SocketAddr,
+        ports: Option<RangeInclusive<u16>>,
+    ) -> io::Result<Self> {
+        let mut bound = None;
+        for port in ports.unwrap_or_else(|| address.port()..=address.port()) {
+            address.set_port(port);
+            bound = Some(TcpListener::bind(address));
+            let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+            if !matches!(&bound, Some(Err(error)) if in_use(error)) {
+                break;
+            }
+        }
+        let none = || io::Error::new(io::ErrorKind::InvalidInput, "the range of ports is empty");
+        let socket = bound.unwrap_or_else(|| Err(none()))?;
         let address = socket.local_addr()?;
         Ok(Self {
             socket,

@@ -92,6 +92,22 @@ impl Outbound {
         self.frames.is_empty()
     }
 
+    /// Whether rings have memory.
+    pub(crate) fn holds_memory(&self) -> bool {
+        self.messages.ring.holds_memory() || self.batches.ring.holds_memory()
+    }
+
+    /// Gives back the memory of rings that are empty.
+    pub(crate) fn trim(&mut self) {
+        self.messages.ring.trim();
+        self.batches.ring.trim();
+    }
+
+    /// Whether a frame has begun to leave, so that its rest must come next.
+    pub(crate) fn is_within_frame(&self) -> bool {
+        self.gone > 0
+    }
+
     pub(crate) fn queued_bytes(&self) -> usize {
         self.queued_bytes
     }
@@ -205,7 +221,7 @@ impl Kind {
     fn of(header: Header) -> Self {
         match header {
             Header::Message { .. } => Self::Message,
-            Header::Batch(_) => Self::Batch,
+            _ => Self::Batch,
         }
     }
 }

@@ -87,6 +87,18 @@ impl Ring {
         self.start = span.offset + span.bytes;
     }
 
+    /// Whether there is memory.
+    pub(crate) fn holds_memory(&self) -> bool {
+        !self.memory.is_empty()
+    }
+
+    /// Gives the memory back if there are no live spans.
+    pub(crate) fn trim(&mut self) {
+        if self.live == 0 {
+            self.memory = Vec::new();
+        }
+    }
+
     /// Forgets every span.
     pub(crate) fn clear(&mut self) {
         *self = Self::new(self.capacity);
@@ -166,5 +178,19 @@ mod tests {
         ring.release(second);
         ring.release(third);
         assert!(ring.fits(10));
+    }
+
+    #[test]
+    fn memory_is_given_back_only_between_spans() {
+        let mut ring = Ring::new(10);
+        let span = ring.reserve(6).unwrap();
+        ring.bytes_mut(span).fill(7);
+        ring.trim();
+        assert_eq!(ring.bytes(span), [7; 6]);
+        ring.release(span);
+        ring.trim();
+        assert!(!ring.holds_memory());
+        let span = ring.reserve(10).unwrap();
+        assert_eq!(ring.bytes(span), [0; 10]);
     }
 }

@@ -1,4 +1,4 @@
-//! Reading from a socket into pieces of regions with one system call.
+//! Reading from a socket into pieces of regions, and writing to one, with one system call each.
 //!
 //! This is the only module with `unsafe`. The standard library can read into several slices, but only
 //! into slices that are borrowed together, and pieces come in wire order from a handful of regions in
@@ -10,16 +10,17 @@
 //! vector was checked to lie in its region. Pieces may overlap each other: the system then writes a
 //! byte more than once, which is the handler's affair and touches no reference of ours.
 
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::io::{self, IoSlice, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 
 use moai_memory::Region;
-use moai_transport::limits::MAX_PIECES;
 use moai_transport::{Piece, PieceError};
 
+use crate::limits::VECTORS;
+
 /// Reads once into `pieces` of `regions`, in their order, and what comes beyond into `tail`. Returns
-/// what the system call returned; no more than the first [`MAX_PIECES`] pieces are used.
+/// what the system call returned; no more than the first [`VECTORS`] pieces are used.
 ///
 /// # Errors
 ///
@@ -28,22 +29,31 @@ pub(crate) fn read_scattered(
     socket: BorrowedFd<'_>,
     regions: &mut [Region],
     pieces: &[Piece],
-    tail: &mut [u8],
+    mut tail: &mut [u8],
 ) -> Result<io::Result<usize>, PieceError> {
     let mut vectors = [libc::iovec {
         iov_base: ptr::null_mut(),
         iov_len: 0,
-    }; MAX_PIECES + 1];
+    }; VECTORS + 1];
     let mut bases = Bases::new();
     let mut count = 0;
-    let pieces = &pieces[..pieces.len().min(MAX_PIECES)];
+    let pieces = &pieces[..pieces.len().min(VECTORS)];
     // All checks come first, so that no region is looked at again once its address was taken.
     pieces.iter().try_for_each(|piece| piece.check(regions))?;
     for piece in pieces {
         let base = match bases.find(piece.region) {
             Some(base) => base,
+            // The rest is for the next read.
+            None if bases.is_full() => {
+                tail = &mut [];
+                break;
+            }
             None => {
-                let base = regions[piece.region as usize].as_mut_slice().as_mut_ptr();
+                let (region, memory) = (piece.region, &mut regions[piece.region as usize]);
+                let kind = memory.kind();
+                let bytes = memory.host_bytes_mut();
+                let bytes = bytes.ok_or(PieceError::Unreachable { region, kind })?;
+                let base = bytes.as_mut_ptr();
                 bases.remember(piece.region, base);
                 base
             }
@@ -61,7 +71,7 @@ pub(crate) fn read_scattered(
         };
         count += 1;
     }
-    // SAFETY: the first `count` vectors are initialised, and `count` is at most `MAX_PIECES + 1`, below
+    // SAFETY: the first `count` vectors are initialised, and `count` is at most `VECTORS + 1`, below
     // IOV_MAX. Each describes bytes that are writable and exclusively ours for the duration of the call:
     // either `tail`, or a piece that was just checked to lie in its region, addressed from the start of
     // that region, which was derived from `&mut regions` and not invalidated since (each region is
@@ -70,19 +80,83 @@ pub(crate) fn read_scattered(
     Ok(usize::try_from(read).map_err(|_| io::Error::last_os_error()))
 }
 
+/// Writes once from `slices`, in their order. Returns what the system call returned. A peer that has gone is an error
+/// and never a signal.
+///
+/// # Panics
+///
+/// With more slices than [`VECTORS`].
+pub(crate) fn send_vectored(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    assert!(slices.len() <= VECTORS, "more slices than one call takes");
+    let header = libc::msghdr {
+        msg_name: ptr::null_mut(),
+        msg_namelen: 0,
+        // The system only reads through these; `msghdr` is shared with receiving, and so not `const`.
+        msg_iov: slices.as_ptr().cast_mut().cast(),
+        msg_iovlen: slices.len() as _,
+        msg_control: ptr::null_mut(),
+        msg_controllen: 0,
+        msg_flags: 0,
+    };
+    // SAFETY: `header` is initialised and names no address and no control data. Its vectors are `slices`, which have
+    // the layout of `iovec` and borrow bytes that stay as they are until this function returns; the call reads them.
+    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// A socket that is written to by [`send_vectored`].
+#[derive(Debug)]
+pub(crate) struct Quiet<'a>(pub(crate) BorrowedFd<'a>);
+
+impl<'a> Quiet<'a> {
+    pub(crate) fn new(socket: &'a impl AsFd) -> Self {
+        Self(socket.as_fd())
+    }
+}
+
+impl Write for Quiet<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        send_vectored(self.0, &[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        send_vectored(self.0, slices)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Asks for the cache lines of `bytes`, which will be read or written soon.
+#[inline]
+pub(crate) fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: prefetching has no effect on any value, and every x86-64 has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}
+
+/// Regions that one read touches: two for each of so many layers.
+const REGIONS: usize = 64;
+
 /// Start addresses of the regions that one read touches.
 ///
 /// A region is dereferenced once for a read: borrowing it again would, by the rules of the language,
 /// take back the address from which earlier vectors were made.
 struct Bases {
-    known: [(u32, *mut u8); MAX_PIECES],
+    known: [(u32, *mut u8); REGIONS],
     count: usize,
 }
 
 impl Bases {
     fn new() -> Self {
         Self {
-            known: [(0, ptr::null_mut()); MAX_PIECES],
+            known: [(0, ptr::null_mut()); REGIONS],
             count: 0,
         }
     }
@@ -93,6 +167,10 @@ impl Bases {
         known
             .copied()
             .find_map(|(of, base)| (of == region).then_some(base))
+    }
+
+    fn is_full(&self) -> bool {
+        self.count == REGIONS
     }
 
     fn remember(&mut self, region: u32, base: *mut u8) {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::{Event, HANG, Node, Policy, Random, Sent, drive, frame, pair};
 use moai_transport::wire::Header;
 use moai_transport::{Batch, Closed, Interface, PeerId, Posted};
-use moai_transport_tcp::TcpConfig;
+use moai_transport_tcp::{TcpConfig, TcpInterface, tcp_address};
 
 /// Sends `count` frames made from `ours` and expects as many made from `theirs`.
 fn exchange(node: &mut Node, peer: PeerId, ours: u64, theirs: u64, count: u64, most: u32) {
@@ -98,7 +98,7 @@ fn two_threads(seed: u64, policy: Policy, staging_bytes: u32, count: u64, most: 
         listening.interface.stats()
     });
     let mut connecting = Node::new(config, policy);
-    let peer = connecting.interface.connect(address).unwrap();
+    let peer = connecting.interface.connect(&tcp_address(address)).unwrap();
     connecting.until(|recorder| !recorder.events.is_empty());
     let first = connecting.recorder.events.remove(0);
     assert!(matches!(first, Event::Connected(it, false) if it == peer));
@@ -178,7 +178,10 @@ fn the_largest_and_the_empty_frames_arrive() {
 fn frames_queued_before_the_connection_is_there_are_sent_and_finishing_sends_them_all() {
     let mut listening = Node::listening(TcpConfig::default(), Policy::Staged);
     let mut connecting = Node::new(TcpConfig::default(), Policy::Staged);
-    let to = connecting.interface.connect(listening.address()).unwrap();
+    let to = connecting
+        .interface
+        .connect(&tcp_address(listening.address()))
+        .unwrap();
     for at in 0..100_u8 {
         connecting.send(to, &[at; 100]);
     }
@@ -288,7 +291,7 @@ fn the_path_says_what_carries_the_bytes() {
     let ours = connecting.interface.path(to).unwrap();
     let theirs = listening.interface.path(from).unwrap();
     assert_eq!((ours.provider, connecting.interface.name()), ("tcp", "tcp"));
-    assert_eq!(ours.peer, listening.address());
+    assert_eq!(ours.peer, tcp_address(listening.address()));
     assert_eq!(
         (ours.local, theirs.local),
         (Some(theirs.peer), Some(ours.peer))
@@ -304,17 +307,111 @@ fn an_address_in_use_and_a_port_without_listener_are_reported() {
         listen: Some(listening.address()),
         ..TcpConfig::default()
     };
-    let error = moai_transport_tcp::TcpInterface::new(taken).unwrap_err();
-    assert_eq!(error.to_string(), "bind failed");
+    let error = TcpInterface::new(taken).unwrap_err();
+    let error = error.to_string();
+    assert!(error.starts_with("bind failed: Address"), "{error}");
 
     let free: SocketAddr = listening.address();
     drop(listening);
     let mut connecting = Node::new(TcpConfig::default(), Policy::Staged);
-    let to = connecting.interface.connect(free).unwrap();
+    let to = connecting.interface.connect(&tcp_address(free)).unwrap();
     connecting.until(|recorder| recorder.why(to).is_some());
     let events = connecting.recorder.take();
     assert!(matches!(
         &events[..],
         [Event::Closed(_, Closed::Io(error))] if error.kind() == std::io::ErrorKind::ConnectionRefused
     ));
+}
+
+#[test]
+fn what_is_advertised_need_not_be_what_is_listened_on() {
+    let open = |config| TcpInterface::new(config).map(|interface| interface.addresses());
+    let any: SocketAddr = ([0, 0, 0, 0], 0).into();
+    let listen = Some(any);
+    let error = open(TcpConfig {
+        listen,
+        ..TcpConfig::default()
+    })
+    .unwrap_err();
+    assert!(
+        error.to_string().contains("name the one that peers reach"),
+        "{error}"
+    );
+    for (advertise, told) in [
+        ("10.1.2.3:0", "tcp:10.1.2.3:"),
+        ("[fd00::7]:99", "tcp:[fd00::7]:99"),
+    ] {
+        let advertise = Some(advertise.parse().unwrap());
+        let addresses = open(TcpConfig {
+            listen,
+            advertise,
+            ..TcpConfig::default()
+        })
+        .unwrap();
+        let text = addresses[0].to_string();
+        assert!(text.starts_with(told) && !text.ends_with(":0"), "{text}");
+    }
+    let first = Node::listening(TcpConfig::default(), Policy::Staged);
+    let taken = first.address().port();
+    let listen = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let ports = Some(taken..=taken);
+    assert!(
+        open(TcpConfig {
+            listen,
+            ports,
+            ..TcpConfig::default()
+        })
+        .is_err()
+    );
+    let ports = Some(taken..=taken.saturating_add(100));
+    let addresses = open(TcpConfig {
+        listen,
+        ports,
+        ..TcpConfig::default()
+    })
+    .unwrap();
+    assert_ne!(addresses[0], tcp_address(first.address()));
+    assert!(
+        open(TcpConfig {
+            listen: None,
+            ..TcpConfig::default()
+        })
+        .unwrap()
+        .is_empty()
+    );
+}
+
+#[test]
+fn messages_go_between_ipv6_addresses_and_waiting_elsewhere_is_told_of_them() {
+    let listen = Some("[::1]:0".parse().unwrap());
+    let config = TcpConfig {
+        listen,
+        ..TcpConfig::default()
+    };
+    let mut listening = Node::new(config, Policy::Staged);
+    let mut connecting = Node::new(TcpConfig::default(), Policy::Staged);
+    let (to, _) = pair(&mut connecting, &mut listening);
+    while listening.interface.arm().is_some_and(|wait| wait.is_zero()) {
+        listening.poll(Duration::ZERO);
+    }
+    let wait = |node: &Node| {
+        let mut fds = [rustix::event::PollFd::from_borrowed_fd(
+            node.interface.as_fd(),
+            rustix::event::PollFlags::IN,
+        )];
+        let limit = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 20_000_000,
+        };
+        rustix::event::poll(&mut fds, Some(&limit)).unwrap()
+    };
+    connecting.send(to, b"hello");
+    assert_eq!(connecting.interface.arm(), Some(Duration::ZERO));
+    connecting.poll(Duration::ZERO);
+    assert_eq!(wait(&listening), 1);
+    listening.poll(Duration::ZERO);
+    let hello = |event: &Event| matches!(event, Event::Message(_, bytes) if bytes == b"hello");
+    assert!(listening.recorder.events.iter().any(hello));
+    listening.interface.arm();
+    assert_eq!(wait(&listening), 0);
 }

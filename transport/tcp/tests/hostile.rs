@@ -4,12 +4,13 @@ mod common;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Event, Node, Policy, Random, drive, pair};
+use moai_memory::{MemoryKind, Region};
 use moai_transport::wire::{Header, WireError};
 use moai_transport::{Batch, Closed, Error, Interface, PeerId, PieceError, Posted};
-use moai_transport_tcp::TcpConfig;
+use moai_transport_tcp::{TcpConfig, tcp_address};
 
 /// A listening node with a healthy peer, and a raw socket connected to it.
 struct Scene {
@@ -106,7 +107,7 @@ impl Scene {
     }
 }
 
-fn batch(id: u64, bytes: u32) -> [u8; 24] {
+fn batch(id: u64, bytes: u32) -> [u8; 32] {
     Header::Batch(Batch { id, bytes }).encode()
 }
 
@@ -157,7 +158,7 @@ fn another_version_is_refused() {
             why,
             Closed::Protocol(WireError::Version {
                 seen: 9,
-                expected: 1
+                expected: 2
             })
         ),
         "{why:?}"
@@ -177,10 +178,36 @@ fn saying_nothing_and_stopping_halfway_are_idle() {
 }
 
 #[test]
+fn what_providers_say_of_lanes_is_not_what_a_peer_has_to_say() {
+    let config = TcpConfig {
+        first_frame_timeout: Duration::from_millis(300),
+        lanes: 3,
+        ..TcpConfig::default()
+    };
+    let mut node = Node::listening(config.clone(), Policy::Staged);
+    let mut nodes = [(); 2].map(|()| Node::new(config.clone(), Policy::Staged));
+    let [silent, talking] = &mut nodes;
+    let (_, from_silent) = pair(silent, &mut node);
+    let (to_node, from_talking) = pair(talking, &mut node);
+    talking.send(to_node, b"hello");
+    drive(&mut [&mut node, silent, talking], |nodes| {
+        nodes[0].recorder.why(from_silent).is_some()
+    });
+    let why = node.recorder.why(from_silent).unwrap();
+    assert!(matches!(why, Closed::Idle { limit_ms: 300 }), "{why:?}");
+    let start = Instant::now();
+    drive(&mut [&mut node, silent, talking], |_| {
+        start.elapsed() > Duration::from_millis(500)
+    });
+    assert!(node.recorder.why(from_talking).is_none());
+    assert_eq!(node.interface.stats().closed, 1);
+}
+
+#[test]
 fn a_stream_that_ends_inside_a_frame_is_truncated_and_says_where() {
     let message = Header::Message { bytes: 300_000 }.encode();
     let cases: [(&[u8], usize, _); 5] = [
-        (&batch(1, 9)[..10], 0, ("header", 10, 24)),
+        (&batch(1, 9)[..10], 0, ("header", 10, 32)),
         (&batch(1, 1000), 0, ("batch", 0, 1000)),
         (&batch(1, 1000), 999, ("batch", 999, 1000)),
         (&batch(1, 4 << 20), 3_000_000, ("batch", 3_000_000, 4 << 20)),
@@ -229,7 +256,7 @@ fn a_reset_in_the_middle_of_a_batch_is_an_io_error() {
     let reads_so_far = scene.node.interface.stats().bytes_in;
     let Scene { node, healthy, .. } = &mut scene;
     drive(&mut [node, healthy], |nodes| {
-        nodes[0].interface.stats().bytes_in >= reads_so_far + 50_024
+        nodes[0].interface.stats().bytes_in >= reads_so_far + 50_032
     });
     // Closing with something unread makes the system reset the connection.
     scene.node.send(scene.from_raw, b"unread");
@@ -282,7 +309,7 @@ fn a_peer_that_never_reads_fills_its_own_queue_and_nobody_elses() {
 
     // Now it reads; the node is invited to go on, and everything arrives.
     let mut raw = scene.raw.try_clone().unwrap();
-    let expected = posted * (24 + (1 << 20)) + 24 + 6;
+    let expected = posted * (32 + (1 << 20)) + 32 + 6;
     let reader = std::thread::spawn(move || {
         let mut bytes = vec![0; expected as usize];
         raw.read_exact(&mut bytes).unwrap();
@@ -295,11 +322,11 @@ fn a_peer_that_never_reads_fills_its_own_queue_and_nobody_elses() {
     drive(&mut [&mut scene.node], |_| reader.is_finished());
     let bytes = reader.join().unwrap();
     for (id, bytes) in bytes
-        .chunks(24 + (1 << 20))
+        .chunks(32 + (1 << 20))
         .take(posted as usize)
         .enumerate()
     {
-        assert!(bytes[..24] == batch(id as u64, 1 << 20) && bytes[24..] == payload);
+        assert!(bytes[..32] == batch(id as u64, 1 << 20) && bytes[32..] == payload);
     }
     assert!(bytes.ends_with(b"cancel"));
 }
@@ -343,6 +370,27 @@ fn pieces_that_cannot_be_filled_close_the_connection_and_do_not_panic() {
 }
 
 #[test]
+fn pieces_that_cannot_be_stored_to_close_the_connection_and_do_not_panic() {
+    let (lent, kind) = (Region::shared_zeroed(3 << 20).unwrap(), MemoryKind::Shared);
+    // Short enough to be copied from the buffer, and long enough to be read past it.
+    for bytes in [100, 2 << 20] {
+        let mut scene = Scene::new(Policy::At(0));
+        let file = lent.hold().export().unwrap().fd.try_clone_to_owned();
+        let loaded = Region::import(file.unwrap(), 0, 3 << 20, kind, false).unwrap();
+        scene.node.recorder.regions[0] = loaded;
+        scene.raw.write_all(&batch(1, bytes)).unwrap();
+        scene.raw.write_all(&[1; 50]).unwrap();
+        let why = scene.why();
+        let expected = PieceError::Unreachable { region: 0, kind };
+        assert!(
+            matches!(why, Closed::Misplaced(error) if error == expected),
+            "{why:?}"
+        );
+        assert!(lent.as_slice().iter().all(|&byte| byte == 0));
+    }
+}
+
+#[test]
 fn what_the_handler_rejects_ends_the_connection_with_its_reason() {
     let mut scene = Scene::new(Policy::Reject);
     scene.raw.write_all(&batch(1, 100)).unwrap();
@@ -364,7 +412,7 @@ fn after_close_no_byte_lands_and_no_callback_comes() {
     let before = scene.node.interface.stats().bytes_in;
     let Scene { node, healthy, .. } = &mut scene;
     drive(&mut [node, healthy], |nodes| {
-        nodes[0].interface.stats().bytes_in == before + 100_024
+        nodes[0].interface.stats().bytes_in == before + 100_032
     });
     // More is on its way, and already with the system, when the connection is closed.
     scene.raw.write_all(&[2; 50_000]).unwrap();
@@ -424,7 +472,10 @@ fn a_full_table_turns_newcomers_away() {
         nodes[0].interface.stats().rejected == 1
     });
     assert_eq!(second.read(&mut [0; 1]).unwrap(), 0);
-    let error = node.interface.connect(node.address()).unwrap_err();
+    let error = node
+        .interface
+        .connect(&tcp_address(node.address()))
+        .unwrap_err();
     assert!(matches!(error, Error::TooManyPeers { limit: 1 }));
 }
 

@@ -2,13 +2,15 @@
 //! what lands, and a source of numbers with a seed.
 #![allow(dead_code)] // Every test file uses a part of this.
 
+pub(crate) mod drawn;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use moai_memory::Region;
 use moai_transport::{Batch, Closed, Handler, Interface, Landing, PeerId, Piece, Posted, Reject};
-use moai_transport_tcp::{TcpConfig, TcpInterface};
+use moai_transport_tcp::{TcpConfig, TcpInterface, tcp_address};
 
 /// Far beyond what anything here takes: for telling a hang from a slow machine.
 pub(crate) const HANG: Duration = Duration::from_secs(60);
@@ -262,7 +264,7 @@ impl Node {
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
-        self.interface.local_address().unwrap()
+        self.interface.listening().unwrap()
     }
 
     pub(crate) fn poll(&mut self, timeout: Duration) {
@@ -304,7 +306,10 @@ pub(crate) fn drive(nodes: &mut [&mut Node], mut done: impl FnMut(&[&mut Node]) 
 /// Two nodes that are connected, with the peer of each.
 pub(crate) fn pair(connecting: &mut Node, listening: &mut Node) -> (PeerId, PeerId) {
     let before = listening.recorder.incoming().len();
-    let to = connecting.interface.connect(listening.address()).unwrap();
+    let to = connecting
+        .interface
+        .connect(&tcp_address(listening.address()))
+        .unwrap();
     drive(&mut [connecting, listening], |nodes| {
         let there = |event: &Event| matches!(event, Event::Connected(peer, false) if *peer == to);
         nodes[0].recorder.events.iter().any(there) && nodes[1].recorder.incoming().len() > before

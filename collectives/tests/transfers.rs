@@ -1,0 +1,381 @@
+//! Live transfers between threads: pages that are mapped, pages that are sent, and what happens when either fails.
+
+#[path = "support/local.rs"]
+mod local;
+
+use std::{
+    sync::{Arc, mpsc::channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use local::{Habits, Local, World};
+use moai_collectives::{
+    cost::{Rates, Way},
+    descriptor::Descriptor,
+    digest::mix,
+    execute::{Agreed, Pool, convert},
+    negotiate::negotiate,
+    protocol::Failure,
+    transfer::{Ended, Options, Reached, Report, consume, produce},
+};
+use moai_memory::{MemoryKind, Region};
+use moai_transport::Interface;
+use serde_json::json;
+
+/// Two producer ranks with 16 slots a page, and consumer ranks that differ in everything.
+fn agreed(to: &str, tp: u32, layout: &str) -> Arc<Agreed> {
+    const TOKENS: u32 = 300;
+    let side = |element: &str, tp: u32, slots: u32, layout: &str| -> Descriptor {
+        let pages = TOKENS.div_ceil(slots);
+        let ranks: Vec<_> = (0..tp)
+            .map(|rank| {
+                let list: Vec<u32> = (0..pages)
+                    .map(|page| (page * 7 + rank) % (pages + 5))
+                    .collect();
+                let mut unique = list.clone();
+                unique.sort_unstable();
+                unique.dedup();
+                let list = if unique.len() == list.len() {
+                    list
+                } else {
+                    (0..pages).rev().collect()
+                };
+                json!({ "rank": rank, "pages": pages + 5, "request_pages": list })
+            })
+            .collect();
+        let document = json!({
+            "version": 1, "model": { "layers": 3 }, "parallel": { "tp": tp },
+            "page_slots": slots,
+            "components": [{
+                "name": "key", "heads": 8, "dim": 64, "pool": "kv",
+                "format": { "element": element }, "layout": layout,
+            }],
+            "ranks": ranks,
+            "request": { "tokens": TOKENS },
+        });
+        Descriptor::from_json(&document.to_string()).unwrap()
+    };
+    let producer = side("bf16", 2, 16, "[layer] page slot head dim");
+    let consumer = side(to, tp, 32, layout);
+    let agreement = negotiate(&producer, &consumer).unwrap();
+    Arc::new(Agreed {
+        producer,
+        consumer,
+        agreement,
+    })
+}
+
+/// Bytes that stay, that shrink and that grow; copied, transposed and read into place.
+fn unlike() -> Vec<Arc<Agreed>> {
+    vec![
+        agreed("bf16", 1, "[layer] page head dim/8 slot dim%8"),
+        agreed("bf16", 4, "[layer] page slot head dim"),
+        agreed("e4m3fn", 1, "[layer] page head slot dim"),
+        agreed("f32", 4, "page layer head dim slot"),
+    ]
+}
+
+fn pools(side: &Descriptor, kind: MemoryKind, seed: u64) -> Vec<Pool> {
+    let region = |rank: u32, index: usize, bytes: u64| {
+        let mut region = match kind {
+            MemoryKind::Shared => Region::shared_zeroed(bytes).unwrap(),
+            _ => Region::host_zeroed(bytes).unwrap(),
+        };
+        for (n, byte) in region.as_mut_slice().iter_mut().enumerate() {
+            *byte = mix(seed ^ u64::from(rank) << 40 ^ (index as u64) << 32 ^ n as u64) as u8;
+        }
+        region
+    };
+    let pool = |rank: &moai_collectives::descriptor::RankShard| {
+        let specs = rank.regions.iter().enumerate();
+        specs
+            .map(|(i, spec)| region(rank.rank, i, spec.bytes))
+            .collect()
+    };
+    side.ranks.iter().map(pool).collect()
+}
+
+fn options() -> Options {
+    Options {
+        deadline: Duration::from_secs(20),
+        max_bytes_per_second: None,
+        map: true,
+        rates: Rates::default(),
+    }
+}
+
+/// A transfer of all ranks, each in a thread of its own.
+struct Run<'a> {
+    agreed: &'a Arc<Agreed>,
+    kind: MemoryKind,
+    habits: Habits,
+    consumer: Options,
+    producer: Options,
+}
+
+struct Ends {
+    producers: Vec<Report>,
+    consumers: Vec<Report>,
+    targets: Vec<Pool>,
+    wanted: Vec<Pool>,
+}
+
+impl<'a> Run<'a> {
+    fn of(agreed: &'a Arc<Agreed>) -> Self {
+        Self {
+            agreed,
+            kind: MemoryKind::Shared,
+            habits: Habits::default(),
+            consumer: options(),
+            producer: options(),
+        }
+    }
+
+    /// Runs it; `meanwhile` is called with the producers' pools' memory once all are connected or so.
+    fn go(&self, meanwhile: impl FnOnce(&[Vec<moai_memory::Hold>])) -> Ends {
+        let world = World::default();
+        let sources = pools(&self.agreed.producer, self.kind, 1);
+        let mut targets = pools(&self.agreed.consumer, MemoryKind::Host, 2);
+        let mut wanted = pools(&self.agreed.consumer, MemoryKind::Host, 2);
+        convert(self.agreed, &sources, &mut wanted);
+        let holds: Vec<Vec<_>> = { &sources }
+            .iter()
+            .map(|pool| pool.iter().map(Region::hold).collect())
+            .collect();
+        let (mut producers, mut consumers) = (Vec::new(), Vec::new());
+        thread::scope(|scope| {
+            let (ready, all_ready) = channel();
+            let serving: Vec<_> = { sources }
+                .into_iter()
+                .enumerate()
+                .map(|(rank, mut pool)| {
+                    let (world, ready) = (&world, ready.clone());
+                    scope.spawn(move || {
+                        let name = format!("local:p{rank}");
+                        let mut interface = Local::new(world, &name, Habits::default());
+                        ready.send(()).unwrap();
+                        let (agreed, options) = (self.agreed, &self.producer);
+                        produce(
+                            &mut interface,
+                            agreed,
+                            rank as u32,
+                            &mut pool,
+                            options,
+                            &mut |_, _| {},
+                        )
+                    })
+                })
+                .collect();
+            for _ in &serving {
+                all_ready.recv().unwrap();
+            }
+            let pulling: Vec<_> = { &mut targets }
+                .iter_mut()
+                .enumerate()
+                .map(|(rank, pool)| {
+                    let world = &world;
+                    scope.spawn(move || {
+                        let name = format!("local:c{rank}");
+                        let mut interface = Local::new(world, &name, self.habits);
+                        let mut connect = |interface: &mut Local, rank: u32| {
+                            let address = format!("local:p{rank}").parse().unwrap();
+                            Ok(Reached {
+                                peer: interface.connect(&address).unwrap(),
+                                can_map: true,
+                            })
+                        };
+                        let mut last = 0;
+                        consume(
+                            &mut interface,
+                            self.agreed,
+                            rank as u32,
+                            pool,
+                            &mut connect,
+                            (3, 0xFEED),
+                            &self.consumer,
+                            &mut |done, all| {
+                                assert!(last <= done && done <= all);
+                                last = done;
+                            },
+                        )
+                    })
+                })
+                .collect();
+            meanwhile(&holds);
+            consumers.extend(pulling.into_iter().map(|it| it.join().unwrap()));
+            producers.extend(serving.into_iter().map(|it| it.join().unwrap()));
+        });
+        Ends {
+            producers,
+            consumers,
+            targets,
+            wanted,
+        }
+    }
+}
+
+impl Ends {
+    /// All ranks committed, and every byte is as conversion in one process leaves it.
+    fn assert_committed(&self, way: Way, is_fallback: bool) {
+        for report in self.producers.iter().chain(&self.consumers) {
+            assert!(report.is_committed(), "{report:?}");
+            for route in &report.routes {
+                assert_eq!(
+                    (route.way, route.is_fallback),
+                    (way, is_fallback),
+                    "{route}"
+                );
+            }
+            let mapped = if way == Way::Mapped { report.chunks } else { 0 };
+            assert_eq!(report.chunks_mapped, mapped, "{report:?}");
+            assert_eq!(report.bytes_wire == 0, way == Way::Mapped, "{report:?}");
+        }
+        for report in &self.consumers {
+            assert!(!report.routes.is_empty());
+        }
+        assert!(self.is_whole());
+    }
+
+    fn is_whole(&self) -> bool {
+        let pairs = self.targets.iter().zip(&self.wanted);
+        pairs.clone().all(|(got, want)| {
+            let mut regions = got.iter().zip(want);
+            regions.all(|(got, want)| got.as_slice() == want.as_slice())
+        })
+    }
+}
+
+#[test]
+fn mapped_pages_become_what_one_process_would_make_of_them() {
+    for agreed in unlike() {
+        let ends = Run::of(&agreed).go(|_| {});
+        ends.assert_committed(Way::Mapped, false);
+        let counts = |reports: &[Report]| -> (u64, u64) {
+            let sum = |of: fn(&Report) -> u64| reports.iter().map(of).sum();
+            (sum(|r| r.bytes_mapped), sum(|r| r.chunks))
+        };
+        assert_eq!(counts(&ends.producers), counts(&ends.consumers));
+    }
+}
+
+#[test]
+fn pages_that_cannot_be_mapped_are_sent_and_the_report_says_why() {
+    for agreed in unlike() {
+        for (kind, maps_nothing, maps_half, why) in [
+            (MemoryKind::Host, false, false, "cannot be lent"),
+            (MemoryKind::Shared, true, false, "cannot be mapped"),
+            (MemoryKind::Shared, false, true, "are described"),
+        ] {
+            let habits = Habits {
+                maps_nothing,
+                maps_half,
+                ..Habits::default()
+            };
+            let run = Run {
+                kind,
+                habits,
+                ..Run::of(&agreed)
+            };
+            let ends = run.go(|_| {});
+            for report in &ends.consumers {
+                assert!(report.routes[0].why.contains(why), "{report:?}");
+            }
+            // A consumer's failure to map is its own to report.
+            let producers = ends.producers.iter().flat_map(|report| &report.routes);
+            assert!(producers.clone().all(|route| route.way == Way::Sent));
+            let consumers = Ends {
+                producers: Vec::new(),
+                ..ends
+            };
+            consumers.assert_committed(Way::Sent, true);
+        }
+    }
+}
+
+#[test]
+fn chunks_are_placed_in_whatever_order_they_come() {
+    for agreed in unlike() {
+        let mut run = Run::of(&agreed);
+        run.consumer.map = false;
+        run.habits.reorders = true;
+        for _ in 0..5 {
+            run.go(|_| {}).assert_committed(Way::Sent, false);
+        }
+    }
+}
+
+/// The producer has digested its pages when the consumer reads them, at 200 kB a second.
+fn slow(agreed: &Arc<Agreed>) -> Run<'_> {
+    let mut run = Run::of(agreed);
+    run.consumer.max_bytes_per_second = Some(200_000);
+    run
+}
+
+#[test]
+fn pages_that_change_while_they_are_lent_are_never_committed() {
+    for agreed in unlike() {
+        let ends = slow(&agreed).go(|holds| {
+            thread::sleep(Duration::from_millis(300));
+            for hold in holds.iter().flatten() {
+                let export = hold.export().unwrap();
+                let fd = export.fd.try_clone_to_owned().unwrap();
+                let kind = MemoryKind::Shared;
+                let mut region = Region::import(fd, export.offset, export.len, kind, true).unwrap();
+                // Whatever is read later.
+                for byte in region.as_mut_slice() {
+                    *byte ^= 0x10;
+                }
+            }
+        });
+        for report in &ends.consumers {
+            let digest = matches!(report.failure(), Some(Failure::Digest { .. }));
+            let told = matches!(report.failure(), Some(Failure::PeerFailed { .. }));
+            let Ended::Failed { dirty, .. } = &report.ended else {
+                panic!("{report:?}")
+            };
+            assert!((digest || told) && !dirty.is_empty(), "{report:?}");
+        }
+    }
+}
+
+#[test]
+fn a_side_that_ends_while_pages_are_mapped_ends_the_other_in_time() {
+    for agreed in unlike() {
+        for producers_give_up in [true, false] {
+            let mut run = slow(&agreed);
+            let (first, other) = match producers_give_up {
+                true => (&mut run.producer, &mut run.consumer),
+                false => (&mut run.consumer, &mut run.producer),
+            };
+            first.deadline = Duration::from_millis(300);
+            other.deadline = Duration::from_secs(20);
+            let start = Instant::now();
+            let ends = run.go(|_| {});
+            assert!(start.elapsed() < Duration::from_secs(5));
+            let (first, other) = match producers_give_up {
+                true => (&ends.producers, &ends.consumers),
+                false => (&ends.consumers, &ends.producers),
+            };
+            for report in first {
+                let deadline = matches!(report.failure(), Some(Failure::Deadline { .. }));
+                let told = matches!(report.failure(), Some(Failure::PeerFailed { .. }));
+                assert!(deadline || told, "{report:?}");
+            }
+            for report in other {
+                let failure = report.failure();
+                let told = matches!(
+                    failure,
+                    Some(Failure::PeerFailed { .. } | Failure::PeerLost { .. })
+                );
+                assert!(told, "{report:?}");
+            }
+            for report in &ends.consumers {
+                let Ended::Failed { dirty, .. } = &report.ended else {
+                    panic!("{report:?}")
+                };
+                assert!(!dirty.is_empty());
+            }
+        }
+    }
+}

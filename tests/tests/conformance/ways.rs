@@ -1,0 +1,143 @@
+//! The ways of moving bytes that are held against the contract.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use moai_transport::{Address, Interface, Provider, Stack};
+use moai_transport_shm::{Listen, ShmConfig, ShmProvider};
+use moai_transport_tcp::{TcpConfig, TcpProvider};
+
+use crate::memory::Device;
+use crate::node::Node;
+use crate::run::Absent;
+
+/// One way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Tcp {
+        lanes: u32,
+    },
+    /// Shared memory; whether other memory is reached by the system's calls, or copied by both sides.
+    Shm {
+        foreign: bool,
+    },
+    /// Both at once, and the best of them taken; or tcp, as where shared memory cannot be had.
+    Stack {
+        falls_back: bool,
+    },
+}
+
+impl Way {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Tcp { lanes: 1 },
+        Self::Tcp { lanes: 3 },
+        Self::Shm { foreign: true },
+        Self::Shm { foreign: false },
+        Self::Stack { falls_back: false },
+        Self::Stack { falls_back: true },
+    ];
+
+    /// What `path` calls the provider.
+    pub(crate) fn provider_name(self) -> &'static str {
+        match self {
+            Self::Tcp { .. } | Self::Stack { falls_back: true } => "tcp",
+            Self::Shm { .. } | Self::Stack { falls_back: false } => "shm",
+        }
+    }
+
+    /// With a device of this process, by which shared memory reaches a peer's device; not where it is to be done by both
+    /// sides.
+    fn provider(self, listens: bool, device: &Device) -> Box<dyn Provider> {
+        match self {
+            Self::Tcp { lanes } => Box::new(TcpProvider::new(TcpConfig {
+                listen: listens.then(|| SocketAddr::from(([127, 0, 0, 1], 0))),
+                lanes,
+                ..TcpConfig::default()
+            })),
+            Self::Shm { foreign } => {
+                let provider = ShmProvider::new(ShmConfig {
+                    listen: listens.then_some(Listen::Unnamed),
+                    foreign,
+                    permit_peers: true,
+                    ..ShmConfig::default()
+                });
+                Box::new(if foreign {
+                    provider.with_device(Arc::new(device.0.clone()))
+                } else {
+                    provider
+                })
+            }
+            Self::Stack { .. } => unreachable!("it is made of others"),
+        }
+    }
+
+    /// Shared memory and tcp side by side.
+    pub(crate) fn stack(listens: bool, device: &Device) -> Stack {
+        let ways = [Self::Shm { foreign: true }, Self::Tcp { lanes: 1 }];
+        Stack::open(ways.map(|way| way.provider(listens, device)).into()).unwrap()
+    }
+
+    fn open(self, listens: bool, device: &Device) -> Result<Box<dyn Interface + Send>, Absent> {
+        if let Self::Stack { .. } = self {
+            return Ok(Box::new(Self::stack(listens, device)));
+        }
+        let provider = self.provider(listens, device);
+        let probed = provider.probe();
+        probed.map_err(|why| Absent::new(provider.name(), why))?;
+        Ok(provider.open().unwrap())
+    }
+
+    /// Whether its capabilities are the best of several, of which a peer has one.
+    pub(crate) fn is_a_stack(self) -> bool {
+        matches!(self, Self::Stack { .. })
+    }
+
+    /// The one of several by which peers are reached, where that is not the best of them.
+    pub(crate) fn alone(self) -> Option<Self> {
+        (self == Self::Stack { falls_back: true }).then_some(Self::Tcp { lanes: 1 })
+    }
+
+    /// The address of a peer to connect to.
+    pub(crate) fn choose(self, addresses: &[Address]) -> Address {
+        let name = self.provider_name();
+        let mut all = addresses.iter();
+        all.find(|address| address.provider() == name)
+            .expect("it listens that way")
+            .clone()
+    }
+
+    /// Descriptors that both ends of an endpoint cost.
+    pub(crate) fn descriptors_an_endpoint(self) -> usize {
+        match self {
+            Self::Tcp { lanes } => 2 * lanes as usize,
+            Self::Shm { .. } | Self::Stack { .. } => 10,
+        }
+    }
+
+    pub(crate) fn node(self, listens: bool, device: Device, seed: u64) -> Result<Node, Absent> {
+        Ok(Node::new(self.open(listens, &device)?, device, seed))
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { lanes } => write!(f, "tcp-{lanes}"),
+            Self::Shm { foreign: true } => f.write_str("shm"),
+            Self::Shm { foreign: false } => f.write_str("shm-framed"),
+            Self::Stack { falls_back: false } => f.write_str("stack"),
+            Self::Stack { falls_back: true } => f.write_str("stack-fallback"),
+        }
+    }
+}
+
+impl FromStr for Way {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|way| way.to_string() == text);
+        found.ok_or_else(|| format!("no way is called {text}"))
+    }
+}

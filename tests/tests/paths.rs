@@ -1,0 +1,128 @@
+//! Paths that cannot be had: what is said, and what is done instead.
+
+use std::{collections::BTreeMap, sync::Arc, thread, time::Duration};
+
+use moai_collectives::{
+    cost::Way, descriptor::Descriptor, execute::Agreed, negotiate::negotiate, protocol::Failure,
+    transfer::Report,
+};
+use moai_fabric::{Fabric, check, config::Config, synthetic};
+use moai_memory::MemoryKind;
+use moai_transport::Address;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use serde_json::{Value, json};
+
+const SEED: u64 = 7;
+
+/// One rank to one rank.
+fn agreed(layers: u32, heads: u32, dim: u32, tokens: u32) -> Arc<Agreed> {
+    let side = |element: &str| {
+        let layout = "[layer] page slot head dim";
+        let component = |name: &str| {
+            json!({
+                "name": name, "heads": heads, "dim": dim, "pool": name,
+                "format": { "element": element }, "layout": layout,
+            })
+        };
+        let pages = tokens.div_ceil(16);
+        let list: Vec<u32> = (0..pages).collect();
+        let document: Value = json!({
+            "version": 1, "model": { "layers": layers }, "parallel": { "tp": 1 }, "page_slots": 16,
+            "components": [component("key"), component("value")],
+            "ranks": [{ "rank": 0, "pages": pages, "request_pages": list }],
+            "request": { "tokens": tokens },
+        });
+        Descriptor::from_json(&document.to_string()).unwrap()
+    };
+    let (producer, consumer) = (side("bf16"), side("f32"));
+    let agreement = negotiate(&producer, &consumer).unwrap();
+    Arc::new(Agreed {
+        producer,
+        consumer,
+        agreement,
+    })
+}
+
+fn config(deadline: u64) -> Config {
+    let mut config = Config::default();
+    config.deadline = Duration::from_secs(deadline);
+    config
+}
+
+/// Moves everything, the producer's pool in shared memory, and looks at what arrived.
+fn moved(agreed: &Arc<Agreed>) -> [Report; 2] {
+    let fabric = Fabric::new(config(60));
+    let server = fabric.listen().unwrap();
+    let addresses = BTreeMap::from([(0, server.addresses().to_vec())]);
+    let (kind, side) = (MemoryKind::Shared, &agreed.producer);
+    let mut source = synthetic::producer_pool_in(kind, side, 0, SEED).unwrap();
+    let serving = {
+        let agreed = Arc::clone(agreed);
+        thread::spawn(move || server.serve(&agreed, 0, &mut source, &mut |_, _| {}))
+    };
+    let background = || synthetic::background(&agreed.consumer, 0, SEED).unwrap();
+    let mut pool = background();
+    let report = fabric
+        .pull(agreed, 0, &mut pool, &addresses, &mut |_, _| {})
+        .unwrap();
+    assert!(report.is_committed(), "{report:?}");
+    let rows = synthetic::Seeded::new(&agreed.producer, SEED);
+    let wanted = check::expected(agreed, 0, background(), &rows);
+    assert_eq!(check::compare(agreed, 0, &pool, &wanted), Ok(()));
+    [serving.join().unwrap(), report]
+}
+
+#[test]
+fn a_required_path_that_is_not_there_is_called_so() {
+    let agreed = agreed(2, 2, 64, 40);
+    let mut config = config(5);
+    config.require_path = Some(vec!["shm".into()]);
+    let fabric = Fabric::new(config);
+    let mut pool = synthetic::background(&agreed.consumer, 0, SEED).unwrap();
+    let tcp = BTreeMap::from([(0, vec!["tcp:127.0.0.1:9".parse::<Address>().unwrap()])]);
+    for (addresses, why) in [(tcp, "shm is required"), (BTreeMap::new(), "no address")] {
+        let mut pull = || fabric.pull(&agreed, 0, &mut pool, &addresses, &mut |_, _| {});
+        let report = pull().unwrap();
+        let failure = report.failure().unwrap();
+        assert!(
+            matches!(failure, Failure::NoPath { rank: 0, why: said } if said.contains(why)),
+            "{failure:?}"
+        );
+        let said = failure.to_string();
+        assert!(said.contains("cannot be reached"), "{said}");
+        let kind = serde_json::to_value(failure).unwrap()["kind"].clone();
+        assert_eq!(kind, "no_path");
+    }
+}
+
+#[test]
+fn more_shared_regions_than_a_peer_takes_are_sent_and_the_report_says_why() {
+    // A region for each layer and component, a file for each region; and both ranks are in this process.
+    let layers = 2100;
+    let limit = getrlimit(Resource::Nofile);
+    let mut most = limit;
+    most.current = limit.maximum;
+    setrlimit(Resource::Nofile, most).unwrap();
+    let needed = 4 * u64::from(layers) * 2;
+    assert!(
+        most.current.is_none_or(|most| most >= needed),
+        "this test needs {needed} descriptors; this system allows {most:?} (ulimit -Hn)"
+    );
+    let agreed = agreed(layers, 1, 64, 16);
+    let [producer, consumer] = moved(&agreed);
+    for report in [&producer, &consumer] {
+        let route = &report.routes[0];
+        let taken = (route.provider.as_str(), route.way);
+        assert_eq!(taken, ("shm", Way::Sent), "{route}");
+    }
+    let route = &consumer.routes[0];
+    assert!(
+        route.is_fallback && route.why.contains("4096 files"),
+        "{route}"
+    );
+    assert_eq!(consumer.chunks_mapped, 0, "{consumer:?}");
+    let few = moved(&self::agreed(20, 1, 64, 16));
+    for report in few {
+        assert_eq!(report.routes[0].way, Way::Mapped, "{report:?}");
+    }
+}
