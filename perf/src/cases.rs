@@ -62,7 +62,7 @@ pub(crate) struct Shape {
     pub(crate) dim: u32,
 }
 
-const LLAMA3_8B: Shape = Shape {
+pub(crate) const LLAMA3_8B: Shape = Shape {
     model: "Llama 3 8B",
     layers: 32,
     components: 2,

@@ -1,6 +1,6 @@
 //! How a command ends when it does not succeed.
 
-use std::fmt;
+use std::{fmt, io};
 
 /// Why a command did not succeed.
 #[derive(Debug)]
@@ -9,6 +9,8 @@ pub(crate) enum Failure {
     Input(String),
     /// A result was wrong, so that its time means nothing.
     Wrong(String),
+    /// The system or the other process did not do its part.
+    Lost(String),
 }
 
 impl Failure {
@@ -16,14 +18,20 @@ impl Failure {
         match self {
             Self::Input(_) => 2,
             Self::Wrong(_) => 4,
+            Self::Lost(_) => 5,
         }
+    }
+
+    /// For `map_err`: what could not be done, and what the system says.
+    pub(crate) fn lost(what: &str) -> impl Fn(io::Error) -> Self {
+        move |error| Self::Lost(format!("{what}: {error}"))
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Input(text) => write!(f, "error: {text}"),
+            Self::Input(text) | Self::Lost(text) => write!(f, "error: {text}"),
             Self::Wrong(text) => write!(f, "wrong result: {text}"),
         }
     }

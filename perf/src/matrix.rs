@@ -133,7 +133,7 @@ fn matrix(only: Option<Part>) -> Result<Vec<Listed>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::tests::parse;
+    use crate::args::translate::tests::parse;
 
     #[test]
     fn the_matrix_has_every_format_and_no_case_twice() {

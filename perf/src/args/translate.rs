@@ -1,27 +1,13 @@
-//! The command line.
+//! Arguments of `moai-perf translate`.
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 
 use crate::{
     cases::{FormatSpec, LayoutSpec},
     timing::Rounds,
 };
-
-/// Measures what the stack reaches on this machine, each figure beside the bound of the same run.
-#[derive(Debug, Parser)]
-#[command(name = "moai-perf", version, max_term_width = 100)]
-pub(crate) struct Arguments {
-    #[command(subcommand)]
-    pub(crate) command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    /// Translation between layouts and formats in memory, beside memcpy.
-    Translate(Translate),
-}
 
 /// Without --layout and --format: the whole matrix. With one of them, the other is nhd:nhd or bf16:bf16;
 /// with both, every layout is measured with every format.
@@ -157,13 +143,18 @@ impl<T: FromStr<Err = String>> FromStr for Pair<T> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::args::{Arguments, Command};
 
     pub(crate) fn parse(words: &[&str]) -> Result<Translate, String> {
         let words = ["moai-perf", "translate"].iter().chain(words);
         let parsed = Arguments::try_parse_from(words).map_err(|error| error.to_string())?;
-        let Command::Translate(command) = parsed.command;
-        Ok(command)
+        match parsed.command {
+            Command::Translate(command) => Ok(command),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
