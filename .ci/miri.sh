@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Undefined behaviour in the crate with vector loops and raw copies, looked for by Miri.
+# Undefined behaviour in vector loops, raw copies and lock-free structures, looked for by Miri.
 # Ignored, and said so, where no toolchain has Miri; MOAI_REQUIRE=miri makes that a failure.
 # To install it: rustup toolchain install nightly --component miri --component rust-src
 set -euo pipefail
@@ -26,3 +26,5 @@ miri_test() {
 }
 miri_test --lib -- cpu::tests packing:: --skip tiles_of_every_unit
 MOAI_CASES="${MOAI_CASES:-24}" miri_test --test programs
+# Rings and their like, whose threads are real ones here and take their turns as Miri likes: a minute.
+timeout 300 "${cargo[@]}" miri test -p moai-transport --lib -- sync::
