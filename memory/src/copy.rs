@@ -30,8 +30,10 @@ pub const PAST_CACHES_BYTES: u64 = 4 << 20;
 /// Measured on an AMD EPYC (Zen 4), pieces of 4 KiB in 256 MiB, GB/s: 5.9 by a memcpy each, 7.6 stored past the caches without
 /// asking ahead, 7.8 with asking for the first level, 12.0 for the second; 11.2 with asking for the target's first line as
 /// well. A memcpy of the whole: 11.5.
+#[cfg(target_arch = "x86_64")]
 const AHEAD_BYTES: usize = 4 << 10;
 
+#[cfg(target_arch = "x86_64")]
 const LINE: usize = 64;
 
 /// Copies `spans` of `source` to `target`, in order. `past_caches` is for copies that together with what else is written
