@@ -102,6 +102,17 @@ impl<T> Copies<T> {
         }
     }
 
+    /// Whether buffers are kept.
+    #[must_use]
+    pub fn keeps_any(&self) -> bool {
+        !self.spare.is_empty()
+    }
+
+    /// Gives up the buffers that are kept.
+    pub fn give_up(&mut self) {
+        self.spare = Vec::new();
+    }
+
     /// Begins a copy on a device whose stream was opened; gives the job back if there is none.
     ///
     /// # Errors
@@ -200,6 +211,9 @@ mod tests {
         }
         assert!(seen.iter().all(|seen| *seen));
         assert_eq!(copies.spare.len(), 5);
+        assert!(copies.keeps_any());
+        copies.give_up();
+        assert!(!copies.keeps_any());
         let job = copies.job(Work::ToHost);
         assert!(copies.begin(id + 1000, 0, job).is_err(), "no such device");
     }

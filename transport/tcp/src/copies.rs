@@ -8,37 +8,25 @@
 //! [`DEVICE_FRAME_BYTES`](crate::limits::DEVICE_FRAME_BYTES): beyond that, nothing is read from it and nothing framed for
 //! it.
 
-use std::collections::VecDeque;
-use std::fmt;
 use std::os::fd::AsRawFd;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
-use moai_memory::{Finished, Hold, Job, Span, Stream, StreamError, Work};
+use moai_memory::{Finished, Hold, Job, Span, Work};
 use moai_transport::{Error, PeerId};
-use rustix::event::{PollFd, PollFlags, poll};
-use slab::Slab;
 
 use crate::chunk::Chunk;
 use crate::interface::os;
 use crate::limits::{DEVICE_FRAME_BYTES, KEPT_BUFFERS};
 
-/// All copies of an interface.
-#[derive(Debug, Default)]
+/// All copies of an interface, whose ends wake it.
+#[derive(Debug)]
 pub(crate) struct Copies {
-    /// One for each device that was met.
-    streams: Vec<DeviceStream>,
-    tickets: Slab<Ticket>,
-    spare: Vec<Job>,
+    all: moai_transport::Copies<Ticket>,
+    /// Devices that were met.
+    devices: usize,
     /// Copies were made since memory was last to be given back.
     is_warm: bool,
-}
-
-struct DeviceStream {
-    device: u64,
-    stream: Box<dyn Stream>,
-    /// Jobs for which the stream has no room yet.
-    waiting: VecDeque<Job>,
 }
 
 /// On whose behalf a copy is made.
@@ -69,131 +57,80 @@ impl Ticket {
     }
 }
 
+impl Default for Copies {
+    fn default() -> Self {
+        Self {
+            all: moai_transport::Copies::new(KEPT_BUFFERS),
+            devices: 0,
+            is_warm: false,
+        }
+    }
+}
+
 impl Copies {
     /// Opens a stream of the device whose memory that is, unless there is one.
     pub(crate) fn open(&mut self, hold: &Hold, registry: &Registry) -> Result<(), Error> {
         let Some(device) = hold.domain() else {
             return Ok(());
         };
-        if self.streams.iter().any(|known| known.device == device.id()) {
-            return Ok(());
+        if let Some(fd) = self.all.open(device)? {
+            // Its events wake whoever waits; copies that are over are looked for at every poll.
+            let token = mio::Token(usize::MAX - 1 - self.devices);
+            registry
+                .register(&mut SourceFd(&fd.as_raw_fd()), token, Interest::READABLE)
+                .map_err(os("epoll_ctl"))?;
+            self.devices += 1;
         }
-        let stream = device.stream().map_err(|error| match error {
-            StreamError::Os { call, cause } => Error::Os { call, cause },
-            other => os("opening a stream")(std::io::Error::other(other)),
-        })?;
-        // Its events wake whoever waits; copies that are over are looked for at every poll.
-        let token = mio::Token(usize::MAX - 1 - self.streams.len());
-        let fd = stream.as_fd().as_raw_fd();
-        registry
-            .register(&mut SourceFd(&fd), token, Interest::READABLE)
-            .map_err(os("epoll_ctl"))?;
-        self.streams.push(DeviceStream {
-            device: device.id(),
-            stream,
-            waiting: VecDeque::new(),
-        });
         Ok(())
     }
 
     /// Whether memory of a device was ever met.
     pub(crate) fn are_made(&self) -> bool {
-        !self.streams.is_empty()
+        self.devices > 0
     }
 
-    /// A job without spans, with a buffer of whatever length.
+    /// A job without spans and with an empty buffer.
     pub(crate) fn job(&mut self, work: Work) -> Job {
-        let mut job = self.spare.pop().unwrap_or_else(|| Job {
-            name: 0,
-            work: Work::ToHost,
-            spans: Vec::new(),
-            buffer: Vec::new(),
-        });
-        job.work = work;
-        job
+        self.all.job(work)
     }
 
     /// Gives a job back.
     pub(crate) fn keep(&mut self, mut job: Job) {
-        job.spans.clear();
         // It may be what a long batch was collected in.
         if job.buffer.capacity() > 2 * DEVICE_FRAME_BYTES as usize {
             job.buffer = Vec::new();
         }
-        if self.spare.len() < KEPT_BUFFERS {
-            self.spare.push(job);
-        }
+        self.all.keep(job);
     }
 
-    /// Starts a copy.
-    pub(crate) fn begin(&mut self, device: u64, ticket: Ticket, mut job: Job) {
+    /// Starts a copy, on a device that was met when its memory was registered or named.
+    pub(crate) fn begin(&mut self, device: u64, ticket: Ticket, job: Job) {
         self.is_warm = true;
-        job.name = self.tickets.insert(ticket) as u64;
-        // It was opened when the memory was registered or named.
-        let mut streams = self.streams.iter_mut();
-        if let Some(stream) = streams.find(|stream| stream.device == device) {
-            stream.waiting.push_back(job);
-            stream.submit();
-        }
+        let begun = self.all.begin(device, ticket, job);
+        debug_assert!(begun.is_ok(), "device {device} was never met");
     }
 
     /// A copy that is over.
     pub(crate) fn ended(&mut self) -> Option<(Ticket, Finished)> {
-        if self.tickets.is_empty() {
-            return None;
-        }
-        let mut streams = self.streams.iter_mut();
-        let finished = streams.find_map(|stream| {
-            let finished = stream.stream.completed()?;
-            stream.submit();
-            Some(finished)
-        })?;
-        let ticket = self.tickets.remove(finished.job.name as usize);
-        Some((ticket, finished))
+        self.all.ended()
     }
 
     /// Whether one of them is under way.
     pub(crate) fn any(&self, is_one: impl Fn(&Ticket) -> bool) -> bool {
-        self.tickets.iter().any(|(_, ticket)| is_one(ticket))
+        self.all.any(is_one)
     }
 
     /// Waits until a copy is over.
     pub(crate) fn wait(&self) {
-        let streams = self.streams.iter();
-        let mut fds: Vec<PollFd<'_>> = streams
-            .map(|stream| PollFd::from_borrowed_fd(stream.stream.as_fd(), PollFlags::IN))
-            .collect();
-        // Whoever called looks again in any case.
-        let _ = poll(&mut fds, None);
+        self.all.wait();
     }
 
     /// Gives memory back unless copies were made since the last call. Returns whether there is none left to give.
     pub(crate) fn trim(&mut self) -> bool {
         if !std::mem::take(&mut self.is_warm) {
-            self.spare = Vec::new();
+            self.all.give_up();
         }
-        self.spare.is_empty()
-    }
-}
-
-impl DeviceStream {
-    fn submit(&mut self) {
-        while let Some(job) = self.waiting.pop_front() {
-            if let Err(job) = self.stream.submit(job) {
-                self.waiting.push_front(job);
-                break;
-            }
-        }
-    }
-}
-
-impl fmt::Debug for DeviceStream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DeviceStream")
-            .field("device", &self.device)
-            .field("in_flight", &self.stream.in_flight())
-            .field("waiting", &self.waiting.len())
-            .finish()
+        !self.all.keeps_any()
     }
 }
 
@@ -221,7 +158,7 @@ mod tests {
         let mut copies = Copies::default();
         copies.open(&region.hold(), poll.registry()).unwrap();
         copies.open(&region.hold(), poll.registry()).unwrap();
-        assert_eq!(copies.streams.len(), 1);
+        assert_eq!(copies.devices, 1);
         let device = region.hold().domain().unwrap().id();
         for id in 0..200 {
             let mut job = copies.job(Work::ToHost);
@@ -247,6 +184,7 @@ mod tests {
             }
         }
         assert!(seen.iter().all(|seen| *seen));
-        assert_eq!(copies.spare.len(), KEPT_BUFFERS);
+        assert!(!copies.trim(), "buffers were in use a moment ago");
+        assert!(copies.trim());
     }
 }
