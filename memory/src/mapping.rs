@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 
-use rustix::mm::{self, MapFlags, ProtFlags};
+use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 
 /// What this process may do with mapped bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +74,14 @@ impl Mapping {
 
     fn at(start: *mut c_void, len: usize) -> Self {
         let start = NonNull::new(start).expect("the system maps nothing at address 0 unasked");
-        Self { start, len }
+        let mapping = Self { start, len };
+        if len >= HUGE_FROM {
+            // SAFETY: the range is this mapping, and the advice changes no byte of it.
+            let advised = unsafe { mm::madvise(start.as_ptr(), len, Advice::LinuxHugepage) };
+            // A system without them refuses, and pages are as small as they would have been.
+            let _ = advised;
+        }
+        mapping
     }
 
     /// Keeps the pages in memory.
@@ -96,6 +103,10 @@ impl Drop for Mapping {
         debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
     }
 }
+
+/// From this length on, the system is asked for huge pages: below, there would be none. Pools are walked in scattered
+/// pieces, and looking up a small page for each of them costs as much as a tenth of the copy.
+pub(crate) const HUGE_FROM: usize = 2 << 20;
 
 /// An empty region still has an address of its own.
 fn at_least_a_byte(len: usize) -> usize {

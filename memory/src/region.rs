@@ -35,7 +35,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::allocation::{Allocation, Owner};
 use crate::file::{self, refusal};
-use crate::mapping::{Access, Mapping};
+use crate::mapping::{Access, HUGE_FROM, Mapping};
 use crate::{Hold, MemoryKind, RegionError};
 
 /// An owned run of bytes in one kind of memory.
@@ -60,7 +60,8 @@ pub struct Region {
 const ALIGNMENT: usize = 4096;
 
 impl Region {
-    /// Zero-filled host memory that starts with a page. Pages are taken from the system only when they are first touched.
+    /// Zero-filled host memory that starts with a page. Pages are taken from the system only when they are first touched;
+    /// of a large region they are huge ones where the system has them, as for the kinds below.
     ///
     /// # Errors
     ///
@@ -70,6 +71,16 @@ impl Region {
             bytes,
             kind: MemoryKind::Host,
         };
+        if let Ok(len) = usize::try_from(bytes)
+            && len >= HUGE_FROM
+        {
+            let mapping = Mapping::anonymous(len).map_err(|_| refused)?;
+            let (kind, access) = (MemoryKind::Host, Access::Write);
+            return Ok(Self::whole(
+                Allocation::mapped(mapping, kind, access, None),
+                len,
+            ));
+        }
         let room = usize::try_from(bytes)
             .ok()
             .and_then(|len| len.checked_add(ALIGNMENT - 1));
