@@ -7,9 +7,9 @@ use moai_memory::{Job, Region};
 use moai_transport::wire::{HEADER_BYTES, Header};
 use moai_transport::{Run, Stats};
 
-use crate::limits::VECTORS;
+use crate::limits::{FORESEEN_PIECE_BYTES, VECTORS};
 use crate::operations::Ground;
-use crate::vectored::send_vectored;
+use crate::vectored::{prefetch_far, send_vectored};
 
 /// Whole frames that leave in one order.
 ///
@@ -158,7 +158,13 @@ impl Chunk {
                 Ok(count) => count,
                 Err(why) => return Ok(why),
             };
-            let asked: usize = slices[..count].iter().map(|slice| slice.len()).sum();
+            let mut asked = 0;
+            for slice in &slices[..count] {
+                asked += slice.len();
+                if slice.len() <= FORESEEN_PIECE_BYTES {
+                    prefetch_far(slice);
+                }
+            }
             stats.writes += 1;
             match send_vectored(socket, &slices[..count]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),

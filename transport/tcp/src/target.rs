@@ -342,8 +342,8 @@ impl Placing {
         }
     }
 
-    /// Works out where the next bytes go, into `one_sided.places`: long pieces, before the first short one. None if
-    /// a short one comes first.
+    /// Works out where the next bytes go, into `one_sided.places`. None if those are short pieces, which a buffer serves
+    /// better. Reads begin and end anywhere within a piece, so two of them may be as short as they like.
     pub(crate) fn plan(
         &self,
         one_sided: &mut OneSided,
@@ -352,16 +352,21 @@ impl Placing {
         self.check(one_sided, regions)?;
         let mut places = std::mem::take(&mut one_sided.places);
         places.clear();
-        let (mut at, mut covered) = (self.at, 0);
+        let (mut at, mut covered, mut short) = (self.at, 0, 0);
         while covered < self.left && places.len() < VECTORS {
             let Some(piece) = self.next(&mut at, self.left - covered, one_sided) else {
                 break;
             };
-            if piece.bytes < DIRECT_PIECE_BYTES {
+            short += u32::from(piece.bytes < DIRECT_PIECE_BYTES);
+            if short > 2 {
                 break;
             }
             covered += piece.bytes;
             places.push(piece);
+        }
+        if places.len() as u32 == short {
+            places.clear();
+            covered = 0;
         }
         one_sided.places = places;
         Ok(covered)

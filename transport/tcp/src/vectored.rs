@@ -128,7 +128,7 @@ impl Write for Quiet<'_> {
     }
 }
 
-/// Asks for the cache lines of `bytes`, which will be read or written soon.
+/// Asks for the cache lines of `bytes`, which will be read or written at once.
 #[inline]
 pub(crate) fn prefetch(bytes: &[u8]) {
     #[cfg(target_arch = "x86_64")]
@@ -136,6 +136,19 @@ pub(crate) fn prefetch(bytes: &[u8]) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: prefetching has no effect on any value, and every x86-64 has it.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}
+
+/// As [`prefetch`], into the second-level cache: of more than the first one holds.
+#[inline]
+pub(crate) fn prefetch_far(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = bytes;

@@ -174,6 +174,41 @@ fn every_byte_goes_where_the_lists_say_and_no_other_changes() {
 }
 
 #[test]
+fn payload_of_long_pieces_passes_no_buffer_wherever_reads_end() {
+    let mut random = Random(7);
+    const BYTES: u64 = 8 << 20;
+    let mut scene = Scene::new([1, 1], &mut random, &[BYTES as usize]);
+    for (turn, piece) in [4 << 10, 20 << 10, 64 << 10].into_iter().enumerate() {
+        // Back to front here: no two pieces are neighbours on both sides.
+        let there: Vec<u64> = (0..BYTES / piece).map(|n| n * piece).collect();
+        let here: Vec<u64> = there.iter().copied().rev().collect();
+        let pieces = |offsets, region| Pieces {
+            region,
+            bytes: piece as u32,
+            count: 1,
+            stride: 0,
+            offsets,
+        };
+        let (local, remote) = ([pieces(&here, 0)], [pieces(&there, scene.remote[0])]);
+        for is_put in [true, false] {
+            let copied = |scene: &Scene| match is_put {
+                true => scene.far.interface.stats().copied_bytes,
+                false => scene.near.interface.stats().copied_bytes,
+            };
+            let before = copied(&scene);
+            let posted = scene.post(is_put, &local, &remote, turn as u64);
+            assert!(matches!(posted, Ok(Posted::InFlight(_))), "{posted:?}");
+            assert_eq!(scene.completion().outcome, Ok(()));
+            let copied = copied(&scene) - before;
+            assert!(
+                copied < BYTES / 16,
+                "{copied} of {BYTES} bytes, in pieces of {piece}, put: {is_put}"
+            );
+        }
+    }
+}
+
+#[test]
 fn many_operations_complete_and_a_flush_comes_after_them() {
     let mut random = Random(5);
     let mut scene = Scene::new([3, 3], &mut random, &[1 << 20]);
