@@ -184,7 +184,10 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
-    use crate::{mover::Drive, shapes::Order};
+    use crate::{
+        mover::{Drive, Pacing},
+        shapes::Order,
+    };
 
     fn pair() -> (Control, Control) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -206,6 +209,7 @@ mod tests {
         let way = Way::Sockets(Drive {
             lanes: 4,
             threads: 1,
+            pacing: Pacing::System,
         });
         let calls = [
             Call::Open { way, shape },

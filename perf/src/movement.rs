@@ -2,11 +2,11 @@
 
 use crate::{
     args::{Bounds, Movement, Run, Transport},
-    bounds::Memcpy,
+    bounds::{Memcpy, are_paced},
     failure::Failure,
     fingerprint::Fingerprint,
     measure::interleave,
-    mover::{Drive, MOST_PING, Step, Way},
+    mover::{Drive, MOST_PING, Pacing, Step, Way},
     peer::{self, Opened, Peer},
     plot,
     report::Report,
@@ -55,8 +55,9 @@ pub(crate) fn bounds(command: &Bounds) -> Result<(), Failure> {
                 let drive = Drive {
                     lanes,
                     threads: command.threads.min(lanes),
+                    pacing: Pacing::System,
                 };
-                ways.push(session.peer.open(Way::Sockets(drive), shape)?);
+                session.sockets(&mut ways, drive, shape)?;
             }
             session.local(&mut ways, step, shape)?;
             session.measure(&mut ways, step, shape)?;
@@ -66,7 +67,8 @@ pub(crate) fn bounds(command: &Bounds) -> Result<(), Failure> {
     session
         .report
         .show(format_args!("\n{}", heading(pings.0)))?;
-    let mut ways = vec![session.peer.open(ONE_LANE, pings.1)?];
+    let mut ways = Vec::new();
+    session.sockets(&mut ways, ONE_LANE, pings.1)?;
     session.measure(&mut ways, pings.0, pings.1)?;
     session.finish()
 }
@@ -74,10 +76,11 @@ pub(crate) fn bounds(command: &Bounds) -> Result<(), Failure> {
 /// Bytes of a message each way, if nothing else is said: a row of one head.
 const PING: u64 = 256;
 
-const ONE_LANE: Way = Way::Sockets(Drive {
+const ONE_LANE: Drive = Drive {
     lanes: 1,
     threads: 1,
-});
+    pacing: Pacing::System,
+};
 
 /// A step for each size of message, each with the shape that rows tell.
 fn pings(run: &Run) -> Result<Vec<(Step, Shape)>, Failure> {
@@ -151,16 +154,12 @@ impl<'a> Session<'a> {
     fn held(&mut self, command: &Movement, step: Step, shape: Shape) -> Result<(), Failure> {
         let mut ways = vec![subject::open(&mut self.peer, command, shape)?];
         let is_ping = matches!(step, Step::Ping { .. });
-        let sockets = if is_ping {
-            ONE_LANE
-        } else {
-            Way::Sockets(command.drive())
-        };
+        let sockets = if is_ping { ONE_LANE } else { command.drive() };
         if command.transport == Transport::Shm {
             self.local(&mut ways, step, shape)?;
         }
         if command.transport != Transport::Shm || is_ping {
-            ways.push(self.peer.open(sockets, shape)?);
+            self.sockets(&mut ways, sockets, shape)?;
         }
         let rounds = self.run.rounds();
         let measured = interleave(&mut self.peer, &mut ways, step, rounds, self.run.seed)?;
@@ -170,13 +169,29 @@ impl<'a> Session<'a> {
         self.peer.close_all()
     }
 
+    /// Adds plain sockets, and such as are not paced where the system's are.
+    fn sockets(
+        &mut self,
+        ways: &mut Vec<Opened>,
+        drive: Drive,
+        shape: Shape,
+    ) -> Result<(), Failure> {
+        ways.push(self.peer.open(Way::Sockets(drive), shape)?);
+        if are_paced(self.peer.address()) {
+            let pacing = Pacing::Off;
+            let drive = Drive { pacing, ..drive };
+            ways.push(self.peer.open(Way::Sockets(drive), shape)?);
+        }
+        Ok(())
+    }
+
     /// Adds the bounds that there are within a machine.
     fn local(&mut self, ways: &mut Vec<Opened>, step: Step, shape: Shape) -> Result<(), Failure> {
         if self.peer.traceable().is_none() || matches!(step, Step::Ping { .. }) {
             return Ok(());
         }
         ways.push(Opened {
-            mover: Box::new(Memcpy::open(shape)),
+            mover: Box::new(Memcpy::open(shape)?),
             id: None,
         });
         if step == Step::Send {

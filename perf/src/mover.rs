@@ -82,6 +82,18 @@ pub(crate) struct Drive {
     pub(crate) lanes: u32,
     /// No more than lanes.
     pub(crate) threads: u32,
+    /// How the system sets sockets up, or, within a host, without pacing, as the transport sets its own.
+    pub(crate) pacing: Pacing,
+}
+
+/// Who chooses the congestion control of plain sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Pacing {
+    /// The system.
+    System,
+    /// Whoever measures: none that paces.
+    Off,
 }
 
 /// Most lanes of one peer: each is a descriptor on both sides.

@@ -322,7 +322,11 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::{histogram::Histogram, mover::Drive, shapes::Order};
+    use crate::{
+        histogram::Histogram,
+        mover::{Drive, Pacing},
+        shapes::Order,
+    };
 
     /// A peer that is a thread, so that it can be reached without a program.
     fn peer() -> (Peer, thread::JoinHandle<Result<(), Failure>>) {
@@ -341,6 +345,7 @@ mod tests {
     const ONE: Way = Way::Sockets(Drive {
         lanes: 1,
         threads: 1,
+        pacing: Pacing::System,
     });
 
     #[test]

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    mover::{Drive, MOST_LANES},
+    mover::{Drive, MOST_LANES, Pacing},
     shapes::{Order, SIZES, Shape},
     timing::Rounds,
 };
@@ -41,6 +41,7 @@ impl Movement {
         Drive {
             lanes: self.lanes,
             threads: self.threads.min(self.lanes),
+            pacing: Pacing::System,
         }
     }
 }
@@ -228,7 +229,8 @@ mod tests {
             usual.drive(),
             Drive {
                 lanes: 4,
-                threads: 1
+                threads: 1,
+                pacing: Pacing::System,
             }
         );
         assert_eq!((usual.run.server, usual.run.client), (None, None));
@@ -253,7 +255,8 @@ mod tests {
             said.drive(),
             Drive {
                 lanes: 2,
-                threads: 2
+                threads: 2,
+                pacing: Pacing::System,
             }
         );
         assert!(

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use moai_memory::Region;
+
 use crate::{
     failure::Failure,
     histogram::Histogram,
@@ -17,19 +19,22 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Memcpy {
     shape: Shape,
-    source: Vec<u8>,
-    target: Vec<u8>,
+    source: Region,
+    target: Region,
 }
 
 impl Memcpy {
-    pub(crate) fn open(shape: Shape) -> Self {
+    pub(crate) fn open(shape: Shape) -> Result<Self, Failure> {
         let shape = shape.contiguous();
-        let memory = || vec![0; shape.memory() as usize];
-        Self {
+        let memory = || {
+            let region = Region::host_zeroed(shape.memory());
+            region.map_err(|error| Failure::Input(error.to_string()))
+        };
+        Ok(Self {
             shape,
-            source: memory(),
-            target: memory(),
-        }
+            source: memory()?,
+            target: memory()?,
+        })
     }
 }
 
@@ -39,7 +44,7 @@ impl Mover for Memcpy {
     }
 
     fn fill(&mut self, pattern: Pattern) -> Result<(), Failure> {
-        pattern.write(&mut self.source, 0);
+        pattern.write(self.source.as_mut_slice(), 0);
         Ok(())
     }
 
@@ -48,8 +53,9 @@ impl Mover for Memcpy {
         let start = Instant::now();
         let pieces = self
             .target
+            .as_mut_slice()
             .chunks_exact_mut(piece)
-            .zip(self.source.chunks_exact(piece));
+            .zip(self.source.as_slice().chunks_exact(piece));
         for (to, from) in pieces {
             // Otherwise the compiler merges what is to be copied piece by piece.
             black_box(to).copy_from_slice(black_box(from));
@@ -58,7 +64,7 @@ impl Mover for Memcpy {
     }
 
     fn check(&mut self, pattern: Pattern) -> Result<(), Failure> {
-        let checked = pattern.check(&self.shape, Side::Here, &self.target);
+        let checked = pattern.check(&self.shape, Side::Here, self.target.as_slice());
         checked.map_err(|text| Failure::Wrong(format!("memcpy: {text}")))
     }
 }
@@ -75,7 +81,8 @@ mod tests {
             pieces: 100,
             order: Order::Strided,
             seed: 1,
-        });
+        })
+        .unwrap();
         memcpy.fill(Pattern::new(1)).unwrap();
         assert!(memcpy.check(Pattern::new(1)).is_err());
         memcpy.step(Step::Put, &mut Histogram::new()).unwrap();

@@ -13,4 +13,4 @@ mod sockets;
 
 pub(crate) use foreign::{ForeignMover, ForeignPartner};
 pub(crate) use memcpy::Memcpy;
-pub(crate) use sockets::{SocketMover, SocketPartner};
+pub(crate) use sockets::{SocketMover, SocketPartner, are_paced};

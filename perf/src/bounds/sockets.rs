@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use moai_memory::Region;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     net::sockopt,
@@ -19,7 +20,7 @@ use super::lane::{Lane, PATIENCE, Phase, drive};
 use crate::{
     failure::Failure,
     histogram::Histogram,
-    mover::{Door, Drive, MOST_LANES, MOST_PING, Mover, Partner, Step},
+    mover::{Door, Drive, MOST_LANES, MOST_PING, Mover, Pacing, Partner, Step},
     pattern::Pattern,
     shapes::{Shape, Side},
 };
@@ -34,20 +35,21 @@ struct Sockets {
     shape: Shape,
     drive: Drive,
     streams: Vec<TcpStream>,
-    memory: Vec<u8>,
+    memory: Region,
 }
 
 impl Sockets {
     fn new(side: Side, shape: Shape, drive: Drive) -> Result<Self, Failure> {
         if drive.threads == 0 || drive.threads > drive.lanes || drive.lanes > MOST_LANES {
-            let Drive { lanes, threads } = drive;
+            let Drive { lanes, threads, .. } = drive;
             return Err(Failure::Input(format!(
                 "{threads} threads cannot drive {lanes} lanes: 1 to {MOST_LANES} lanes, at most a thread for each"
             )));
         }
         // What order pieces are in does not matter to one who takes them as they come.
         let shape = shape.contiguous();
-        let memory = vec![0; shape.memory() as usize];
+        let memory = Region::host_zeroed(shape.memory())
+            .map_err(|error| Failure::Input(error.to_string()))?;
         Ok(Self {
             side,
             shape,
@@ -59,9 +61,8 @@ impl Sockets {
 
     fn add(&mut self, stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        if stream.peer_addr()?.ip().to_canonical().is_loopback() {
-            // As the transport does: what paces for long ways is no bound of a host.
-            let mut unpaced = ["cubic", "reno"].into_iter();
+        if self.drive.pacing == Pacing::Off {
+            let mut unpaced = UNPACED.into_iter();
             let _ = unpaced.find(|name| sockopt::set_tcp_congestion(&stream, name).is_ok());
         }
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -80,8 +81,9 @@ impl Sockets {
         let is_source = step.is_outward() == (self.side == Side::Here);
         // Who takes the time decides when bytes begin to flow, and has to know that all have arrived.
         let is_put = step.is_outward();
-        let share = self.memory.len().div_ceil(self.streams.len());
-        let mut shares = self.memory.chunks_mut(share);
+        let memory = self.memory.as_mut_slice();
+        let share = memory.len().div_ceil(self.streams.len());
+        let mut shares = memory.chunks_mut(share);
         let mut lanes: Vec<Lane<'_>> = Vec::with_capacity(self.streams.len());
         for stream in &self.streams {
             let bytes = shares.next().unwrap_or_default();
@@ -132,17 +134,32 @@ impl Sockets {
     }
 
     fn check(&self, pattern: Pattern) -> Result<(), Failure> {
-        let checked = pattern.check(&self.shape, self.side, &self.memory);
+        let checked = pattern.check(&self.shape, self.side, self.memory.as_slice());
         checked.map_err(|text| Failure::Wrong(format!("{}: {text}", name(self.drive))))
     }
 }
 
-pub(super) fn name(Drive { lanes, threads }: Drive) -> String {
-    match (lanes, threads) {
+pub(super) fn name(drive: Drive) -> String {
+    let Drive { lanes, threads, .. } = drive;
+    let name = match (lanes, threads) {
         (1, _) => "sockets, 1 lane".to_owned(),
         (lanes, 1) => format!("sockets, {lanes} lanes"),
         (lanes, threads) => format!("sockets, {lanes} lanes, {threads} threads"),
+    };
+    match drive.pacing {
+        Pacing::System => name,
+        Pacing::Off => format!("{name}, unpaced"),
     }
+}
+
+/// Congestion controls that do not pace, in the order in which the transport takes them within a host.
+const UNPACED: [&str; 2] = ["cubic", "reno"];
+
+/// Whether sockets to `peer` are paced unless somebody asks for something else, so that there are two bounds.
+pub(crate) fn are_paced(peer: IpAddr) -> bool {
+    let chosen = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
+    peer.to_canonical().is_loopback()
+        && chosen.is_ok_and(|chosen| !UNPACED.contains(&chosen.trim()))
 }
 
 /// The half that takes the time.
@@ -182,7 +199,7 @@ impl Mover for SocketMover {
     }
 
     fn fill(&mut self, pattern: Pattern) -> Result<(), Failure> {
-        pattern.write(&mut self.0.memory, 0);
+        pattern.write(self.0.memory.as_mut_slice(), 0);
         Ok(())
     }
 
@@ -260,7 +277,7 @@ impl Partner for SocketPartner {
     }
 
     fn fill(&mut self, pattern: Pattern) -> Result<(), Failure> {
-        pattern.write(&mut self.sockets.memory, 0);
+        pattern.write(self.sockets.memory.as_mut_slice(), 0);
         Ok(())
     }
 
@@ -305,7 +322,15 @@ mod tests {
                     order: Order::Scattered,
                     seed: 1,
                 };
-                let drive = Drive { lanes, threads };
+                let pacing = match threads {
+                    1 => Pacing::System,
+                    _ => Pacing::Off,
+                };
+                let drive = Drive {
+                    lanes,
+                    threads,
+                    pacing,
+                };
                 let at = IpAddr::V4(Ipv4Addr::LOCALHOST);
                 let (mut partner, door) = SocketPartner::open(at, shape, drive).unwrap();
                 let mut mover = SocketMover::open(at, &door, shape, drive).unwrap();
@@ -350,7 +375,12 @@ mod tests {
             seed: 1,
         };
         for (lanes, threads) in [(0, 0), (1, 0), (1, 2), (65, 1)] {
-            let refused = Sockets::new(Side::Here, shape, Drive { lanes, threads }).unwrap_err();
+            let drive = Drive {
+                lanes,
+                threads,
+                pacing: Pacing::System,
+            };
+            let refused = Sockets::new(Side::Here, shape, drive).unwrap_err();
             assert_eq!(refused.code(), 2);
         }
     }
@@ -364,7 +394,11 @@ mod tests {
             seed: 1,
         };
         for lanes in [1, 2] {
-            let drive = Drive { lanes, threads: 1 };
+            let drive = Drive {
+                lanes,
+                threads: 1,
+                pacing: Pacing::System,
+            };
             let at = IpAddr::V4(Ipv4Addr::LOCALHOST);
             let (mut partner, door) = SocketPartner::open(at, shape, drive).unwrap();
             let mut mover = SocketMover::open(at, &door, shape, drive).unwrap();
