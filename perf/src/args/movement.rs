@@ -15,7 +15,7 @@ use crate::{
 /// is.
 #[derive(Args, Debug)]
 pub(crate) struct Movement {
-    /// What moves the bytes; auto takes what the stack would choose. raw is plain sockets held against
+    /// What moves the bytes; auto is shm within a machine and tcp beyond it. raw is plain sockets held against
     /// themselves, which shows how far figures of this machine are to be trusted.
     #[arg(long, value_enum, default_value_t = Transport::Auto)]
     pub(crate) transport: Transport,
