@@ -1,9 +1,9 @@
 //! Copies of many spans between two runs of bytes, as fast as memory is.
 //!
 //! A `memcpy` of each span waits for the first lines of every one, as the processor fetches ahead within a page only, and
-//! reads each line of the target from memory before it overwrites it. Here lines are asked for a few KiB ahead in the
-//! order in which they will be copied, across spans, one for each line that is copied; and where what is written is more
-//! than caches hold, it is stored past them.
+//! reads each line of the target from memory before it overwrites it. Here several spans are copied side by side; lines
+//! are asked for some KiB ahead in the order in which they will be copied, across spans, one for each line that is copied;
+//! and where what is written is more than caches hold, it is stored past them.
 //!
 //! Who may touch what, and when: both runs of bytes are borrowed for the call, the target exclusively. Every span is
 //! checked to lie in both before any is copied.
@@ -24,19 +24,34 @@ pub struct CopySpan {
 /// anyway, and pushes out what would be. A core's share of the last level of common servers is 1 to 4 MiB.
 pub const PAST_CACHES_BYTES: u64 = 4 << 20;
 
-/// How far lines are asked for before they are copied, into the second level of caches. At 10 GB/s it takes 400 ns to get
-/// there, and some 100 until a line has come.
+/// Blocks that are copied side by side, some lines of each in turn. The first line of a page waits for the translation
+/// of its address, that of the source and that of the target, and the processor gets no further than a few lines
+/// meanwhile; with others in between there is something to do.
 ///
-/// Measured on an AMD EPYC (Zen 4), pieces of 4 KiB in 256 MiB, GB/s: 5.9 by a memcpy each, 7.6 stored past the caches without
-/// asking ahead, 7.8 with asking for the first level, 12.0 for the second; 11.2 with asking for the target's first line as
-/// well. A memcpy of the whole: 11.5.
+/// Measured on an AMD EPYC (Zen 4), pieces of 4 KiB in 256 MiB, GB/s: 7.2 by one after the other, 9.2, 9.7 and 8.5 by two,
+/// four and eight a line each in turn; 10.7 and 11.1 by four of them two and four lines each. A memcpy of the whole: 11.4.
 #[cfg(target_arch = "x86_64")]
-const AHEAD_BYTES: usize = 4 << 10;
+const SIDE_BY_SIDE: usize = 4;
+
+/// Lines of a block at a turn.
+#[cfg(target_arch = "x86_64")]
+const TURN: usize = 4;
+
+/// Lines of the longest block, and how far lines are asked for before they are copied, into the second level of caches,
+/// in each of the blocks side by side.
+#[cfg(target_arch = "x86_64")]
+const BLOCK: usize = 64;
 
 #[cfg(target_arch = "x86_64")]
 const LINE: usize = 64;
 
-/// Copies `spans` of `source` to `target`, in order. `past_caches` is for copies that together with what else is written
+/// Blocks that are gathered before they are copied, on the stack: many times those that are asked for ahead, since nothing
+/// is asked for across the end.
+#[cfg(target_arch = "x86_64")]
+const GATHERED: usize = 512;
+
+/// Copies `spans` of `source` to `target`, in no order that is told: where they overlap in the target, bytes of any of
+/// them may stay. `past_caches` is for copies that together with what else is written
 /// exceed [`PAST_CACHES_BYTES`]; either way, whoever reads the target after the call, in whatever process, finds the
 /// bytes.
 ///
@@ -64,8 +79,9 @@ mod imp {
     use std::arch::x86_64::{
         _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm_sfence, _mm_storeu_si128, _mm_stream_si128,
     };
+    use std::ptr;
 
-    use super::{AHEAD_BYTES, CopySpan, LINE};
+    use super::{BLOCK, CopySpan, GATHERED, LINE, SIDE_BY_SIDE, TURN};
 
     pub(super) fn copy(target: &mut [u8], source: &[u8], spans: &[CopySpan], past_caches: bool) {
         if past_caches {
@@ -75,41 +91,174 @@ mod imp {
         }
     }
 
-    fn run<const PAST: bool>(target: &mut [u8], source: &[u8], spans: &[CopySpan]) {
-        let mut ahead = Ahead::new(source, spans);
-        ahead.fetch(AHEAD_BYTES / LINE);
-        for span in spans {
-            let (from, to, bytes) = (span.from as usize, span.to as usize, span.bytes as usize);
-            let (source, target) = (&source[from..from + bytes], &mut target[to..to + bytes]);
-            // Whole lines of the target between what comes before its first and after its last.
-            let head = target.as_ptr().align_offset(LINE).min(bytes);
-            let lines = (bytes - head) / LINE;
-            let tail = head + lines * LINE;
-            target[..head].copy_from_slice(&source[..head]);
-            let mut at = head;
-            while at < tail {
-                // As many lines as lie one after another where lines are asked for.
-                let (next, more) = ahead.next((tail - at) / LINE);
-                for line in 0..more {
-                    let (from, next) = (at + line * LINE, next.wrapping_add(line * LINE));
-                    // SAFETY: a prefetch reads nothing, whatever the address.
-                    unsafe { _mm_prefetch::<_MM_HINT_T1>(next.cast()) };
-                    let to = target.as_mut_ptr().wrapping_add(from);
-                    let from = source.as_ptr().wrapping_add(from);
-                    // SAFETY: the line lies in both, and in the target it starts with a multiple of 64.
-                    unsafe { copy_line::<PAST>(from, to) };
+    /// Bytes of one span, at most [`BLOCK`] whole lines of the target and what comes before the first of them and after
+    /// the last. Within the runs of bytes that were borrowed.
+    #[derive(Clone, Copy)]
+    struct Block {
+        from: *const u8,
+        to: *mut u8,
+        /// Bytes before the first whole line.
+        head: usize,
+        lines: usize,
+        /// Bytes after the last.
+        tail: usize,
+    }
+
+    impl Block {
+        const EMPTY: Self = Self {
+            from: ptr::null(),
+            to: ptr::null_mut(),
+            head: 0,
+            lines: 0,
+            tail: 0,
+        };
+
+        /// Asks for a line of the source; one beyond its end does no harm.
+        #[inline(always)]
+        fn ask(&self, line: usize) {
+            let at = self.from.wrapping_add(line * LINE);
+            // SAFETY: a prefetch reads nothing, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+        }
+
+        /// Copies a whole line.
+        ///
+        /// # Safety
+        ///
+        /// `line` is less than `lines`, and the block lies in bytes that may be read and written.
+        #[inline(always)]
+        unsafe fn copy_line<const PAST: bool>(&self, line: usize) {
+            let at = self.head + line * LINE;
+            let (from, to) = (self.from.wrapping_add(at), self.to.wrapping_add(at));
+            // SAFETY: the line lies in both, and in the target it starts with a multiple of 64.
+            unsafe { copy_line::<PAST>(from, to) };
+        }
+
+        /// Copies what is no whole line.
+        ///
+        /// # Safety
+        ///
+        /// As [`copy_line`](Self::copy_line).
+        #[inline(always)]
+        unsafe fn copy_ends(&self) {
+            let behind = self.head + self.lines * LINE;
+            for (at, bytes) in [(0, self.head), (behind, self.tail)] {
+                if bytes > 0 {
+                    let (from, to) = (self.from.wrapping_add(at), self.to.wrapping_add(at));
+                    // SAFETY: both ends lie in the block; a source and a target that are borrowed do not overlap.
+                    unsafe { ptr::copy_nonoverlapping(from, to, bytes) };
                 }
-                at += more * LINE;
-            }
-            target[tail..].copy_from_slice(&source[tail..]);
-            if head + (bytes - tail) > 0 {
-                ahead.fetch(1);
             }
         }
+    }
+
+    fn run<const PAST: bool>(target: &mut [u8], source: &[u8], spans: &[CopySpan]) {
+        let mut blocks = [Block::EMPTY; GATHERED];
+        let mut count = 0;
+        // Spans were checked, so that what is added to these stays within the borrowed bytes.
+        let (source, target) = (source.as_ptr(), target.as_mut_ptr());
+        for span in spans {
+            let bytes = span.bytes as usize;
+            let from = source.wrapping_add(span.from as usize);
+            let to = target.wrapping_add(span.to as usize);
+            let mut at = 0;
+            let mut head = to.align_offset(LINE).min(bytes);
+            while at < bytes {
+                let lines = ((bytes - at - head) / LINE).min(BLOCK);
+                let whole = head + lines * LINE;
+                let left = bytes - at - whole;
+                let tail = if left < LINE { left } else { 0 };
+                blocks[count] = Block {
+                    from: from.wrapping_add(at),
+                    to: to.wrapping_add(at),
+                    head,
+                    lines,
+                    tail,
+                };
+                count += 1;
+                (at, head) = (at + whole + tail, 0);
+                if count == GATHERED {
+                    // SAFETY: every block is a part of its span, and that of bytes which are borrowed for this call.
+                    unsafe { copy_blocks::<PAST>(&blocks) };
+                    count = 0;
+                }
+            }
+        }
+        // SAFETY: as above.
+        unsafe { copy_blocks::<PAST>(&blocks[..count]) };
         if PAST {
             // Stores past the caches are in no order with others until then.
             // SAFETY: every processor of this architecture has it.
             unsafe { _mm_sfence() };
+        }
+    }
+
+    /// Copies blocks, several side by side, while lines of those that follow are asked for.
+    ///
+    /// # Safety
+    ///
+    /// Every block lies in bytes that may be read and written.
+    unsafe fn copy_blocks<const PAST: bool>(blocks: &[Block]) {
+        let Some(first) = blocks.first() else {
+            return;
+        };
+        // Short blocks are asked for several at a time, so that it is as many lines ahead.
+        let ahead = SIDE_BY_SIDE * (BLOCK / first.lines.max(1)).clamp(1, MOST_AHEAD);
+        for block in blocks.iter().take(ahead) {
+            for line in 0..block.lines {
+                block.ask(line);
+            }
+        }
+        let (groups, rest) = blocks.as_chunks::<SIDE_BY_SIDE>();
+        for (index, group) in groups.iter().enumerate() {
+            let next = blocks.get(index * SIDE_BY_SIDE + ahead..);
+            // At the end, what has been asked for already.
+            let next = next
+                .and_then(|next| next.first_chunk::<SIDE_BY_SIDE>())
+                .unwrap_or(group);
+            // SAFETY: by the caller's word.
+            unsafe { copy_group::<PAST>(group, next) };
+        }
+        for block in rest {
+            for line in 0..block.lines {
+                // SAFETY: by the caller's word.
+                unsafe { block.copy_line::<PAST>(line) };
+            }
+            // SAFETY: as above.
+            unsafe { block.copy_ends() };
+        }
+    }
+
+    /// Groups that are asked for ahead at the most.
+    const MOST_AHEAD: usize = 16;
+
+    /// # Safety
+    ///
+    /// As [`copy_blocks`].
+    #[inline(always)]
+    unsafe fn copy_group<const PAST: bool>(
+        group: &[Block; SIDE_BY_SIDE],
+        next: &[Block; SIDE_BY_SIDE],
+    ) {
+        let least = group.iter().map(|block| block.lines).min().unwrap_or(0);
+        let turns = least / TURN;
+        for turn in 0..turns {
+            for (block, next) in group.iter().zip(next) {
+                for line in turn * TURN..(turn + 1) * TURN {
+                    next.ask(line);
+                    // SAFETY: by the caller's word.
+                    unsafe { block.copy_line::<PAST>(line) };
+                }
+            }
+        }
+        for (block, next) in group.iter().zip(next) {
+            for line in turns * TURN..block.lines {
+                next.ask(line);
+                // SAFETY: by the caller's word.
+                unsafe { block.copy_line::<PAST>(line) };
+            }
+            // SAFETY: as above.
+            unsafe { block.copy_ends() };
         }
     }
 
@@ -131,53 +280,6 @@ mod imp {
                 } else {
                     _mm_storeu_si128(to.add(at).cast(), part);
                 }
-            }
-        }
-    }
-
-    /// Asks for lines of the source in the order in which they will be copied.
-    struct Ahead<'a> {
-        source: *const u8,
-        spans: &'a [CopySpan],
-        /// The next line: its span, and where it is in that.
-        span: usize,
-        at: usize,
-    }
-
-    impl<'a> Ahead<'a> {
-        fn new(source: &[u8], spans: &'a [CopySpan]) -> Self {
-            Self {
-                source: source.as_ptr(),
-                spans,
-                span: 0,
-                at: 0,
-            }
-        }
-
-        /// The next lines that lie one after another, at most so many: where they start, and how many they are. After
-        /// the last line, whatever comes first.
-        #[inline(always)]
-        fn next(&mut self, most: usize) -> (*const u8, usize) {
-            let Some(span) = self.spans.get(self.span) else {
-                return (self.source, most);
-            };
-            let start = self.source.wrapping_add(span.from as usize + self.at);
-            let left = (span.bytes as usize - self.at).div_ceil(LINE).max(1);
-            if left > most {
-                self.at += most * LINE;
-                (start, most)
-            } else {
-                self.at = 0;
-                self.span += 1;
-                (start, left)
-            }
-        }
-
-        fn fetch(&mut self, lines: usize) {
-            for _ in 0..lines {
-                let (line, _) = self.next(1);
-                // SAFETY: a prefetch reads nothing, whatever the address.
-                unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
             }
         }
     }
@@ -211,18 +313,25 @@ mod tests {
             (state >> 33) as usize % below
         };
         for case in 0..200 {
-            let source: Vec<u8> = (0..3000).map(|_| random(256) as u8).collect();
-            let mut target = vec![0xA5; 3000];
-            let spans: Vec<CopySpan> = (0..random(20))
-                .map(|_| {
-                    let bytes = [0, 1, 5, 64, 200, 700][random(6)] + random(9);
-                    CopySpan {
-                        from: random(3000 - bytes) as u64,
-                        to: random(3000 - bytes) as u64,
-                        bytes: bytes as u32,
-                    }
-                })
-                .collect();
+            const LEN: usize = 30_000;
+            let source: Vec<u8> = (0..LEN).map(|_| random(256) as u8).collect();
+            let mut target = vec![0xA5; LEN];
+            let mut spans = Vec::new();
+            let mut to = 0;
+            for _ in 0..random(40) {
+                let bytes = [0, 1, 5, 64, 200, 700, 4096, 9000][random(8)] + random(9);
+                to += [0, 1, 64, 900][random(4)];
+                spans.push(CopySpan {
+                    from: random(LEN - bytes) as u64,
+                    to: to as u64,
+                    bytes: bytes as u32,
+                });
+                to += bytes;
+            }
+            spans.retain(|span| span.to as usize + span.bytes as usize <= LEN);
+            for at in (1..spans.len()).rev() {
+                spans.swap(at, random(at + 1));
+            }
             let mut expected = target.clone();
             for span in &spans {
                 for byte in 0..span.bytes as usize {
