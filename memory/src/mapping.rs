@@ -9,7 +9,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 
-use rustix::mm::{self, Advice, MapFlags, ProtFlags};
+use rustix::io::Errno;
+use rustix::mm::{self, MapFlags, ProtFlags};
 
 /// What this process may do with mapped bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,13 +50,41 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Zeroed pages of this process alone.
+    /// Zeroed pages of this process alone. They are huge ones where there is enough for one and the system has them:
+    /// `process_vm_readv` looks up every page of the other process, and a processor every page it meets.
     pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
         let (len, access, flags) = (at_least_a_byte(len), Access::Write, MapFlags::PRIVATE);
+        let spare = if is_huge(len) { HUGE_PAGE } else { 0 };
+        let room = len.checked_add(spare).ok_or(Errno::NOMEM)?;
         // SAFETY: without an address and MAP_FIXED the system takes pages that nothing else uses.
         let start =
-            unsafe { mm::mmap_anonymous(ptr::null_mut(), len, access.protection(), flags) }?;
-        Ok(Self::at(start, len))
+            unsafe { mm::mmap_anonymous(ptr::null_mut(), room, access.protection(), flags) }?;
+        let mapping = Self::at(start, room);
+        Ok(if spare > 0 {
+            mapping.cut_to_huge_pages(len)
+        } else {
+            mapping
+        })
+    }
+
+    /// The first `len` bytes that start with a huge page, and are to be made of them. The rest is given back.
+    fn cut_to_huge_pages(mut self, len: usize) -> Self {
+        let before = self.start.as_ptr().cast::<u8>().align_offset(HUGE_PAGE);
+        let pages = before + len.next_multiple_of(rustix::param::page_size());
+        for (at, bytes) in [(0, before), (pages, self.len.saturating_sub(pages))] {
+            if bytes > 0 {
+                let unused = self.start.as_ptr().wrapping_byte_add(at);
+                // SAFETY: whole pages of this mapping, which nobody was told of.
+                let unmapped = unsafe { mm::munmap(unused, bytes) };
+                debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
+            }
+        }
+        let start = self.start.as_ptr().wrapping_byte_add(before);
+        self.start = NonNull::new(start).expect("within a mapping");
+        self.len = len;
+        // SAFETY: the range is this mapping, and no byte of it changes. Where it is refused, pages are small ones.
+        let _ = unsafe { mm::madvise(start, len, mm::Advice::LinuxHugepage) };
+        self
     }
 
     /// Bytes of a file, shared with everybody who maps it.
@@ -74,14 +103,7 @@ impl Mapping {
 
     fn at(start: *mut c_void, len: usize) -> Self {
         let start = NonNull::new(start).expect("the system maps nothing at address 0 unasked");
-        let mapping = Self { start, len };
-        if len >= HUGE_FROM {
-            // SAFETY: the range is this mapping, and the advice changes no byte of it.
-            let advised = unsafe { mm::madvise(start.as_ptr(), len, Advice::LinuxHugepage) };
-            // A system without them refuses, and pages are as small as they would have been.
-            let _ = advised;
-        }
-        mapping
+        Self { start, len }
     }
 
     /// Keeps the pages in memory.
@@ -104,11 +126,39 @@ impl Drop for Mapping {
     }
 }
 
-/// From this length on, the system is asked for huge pages: below, there would be none. Pools are walked in scattered
-/// pieces, and looking up a small page for each of them costs as much as a tenth of the copy.
-pub(crate) const HUGE_FROM: usize = 2 << 20;
+/// Size of a huge page where the usual page has 4 KiB. Where it is another one, this is still an address to start with.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Whether so many bytes are to be mapped by themselves, in huge pages.
+pub(crate) fn is_huge(len: usize) -> bool {
+    len >= HUGE_PAGE
+}
 
 /// An empty region still has an address of its own.
 fn at_least_a_byte(len: usize) -> usize {
     len.max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_room_for_a_huge_page_starts_with_one() {
+        for (len, starts) in [
+            (4096, 4096),
+            (HUGE_PAGE - 1, 4096),
+            (HUGE_PAGE, HUGE_PAGE),
+            (5 * HUGE_PAGE / 2 + 1, HUGE_PAGE),
+        ] {
+            let mapping = Mapping::anonymous(len).unwrap();
+            assert_eq!(mapping.start().addr().get() % starts, 0, "{len}");
+            // SAFETY: the first and the last byte of a mapping that is this test's.
+            unsafe { mapping.start().write(1) };
+            // SAFETY: as above.
+            unsafe { mapping.start().add(len - 1).write(2) };
+        }
+        assert!(Mapping::anonymous(usize::MAX - 4096).is_err());
+        assert!(Mapping::anonymous(isize::MAX as usize).is_err());
+    }
 }
