@@ -214,7 +214,7 @@ mod tests {
         let calls = [
             Call::Open { way, shape },
             Call::Open {
-                way: Way::Foreign,
+                way: Way::Foreign { of: Some(0) },
                 shape,
             },
             Call::Begin {

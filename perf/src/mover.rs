@@ -18,6 +18,7 @@
 
 use std::time::Duration;
 
+use moai_memory::Hold;
 use serde::{Deserialize, Serialize};
 
 use crate::{failure::Failure, histogram::Histogram, pattern::Pattern, stack::Stack};
@@ -71,7 +72,10 @@ pub(crate) enum Way {
     /// Plain sockets.
     Sockets(Drive),
     /// The other process's memory, read and written by system calls.
-    Foreign,
+    Foreign {
+        /// A way that is open already, between whose memories this one moves, if those can be had.
+        of: Option<usize>,
+    },
     /// A transport of the stack.
     Stack(Stack),
 }
@@ -124,6 +128,11 @@ pub(crate) trait Mover {
 
     /// Compares this side's memory with a source that was filled so.
     fn check(&mut self, pattern: Pattern) -> Result<(), Failure>;
+
+    /// This side's memory, for another way that is to move bytes between the same; they take turns.
+    fn memory(&self) -> Option<Hold> {
+        None
+    }
 }
 
 /// The other process's half.
@@ -140,4 +149,9 @@ pub(crate) trait Partner {
 
     /// As [`Mover::check`].
     fn check(&mut self, pattern: Pattern) -> Result<(), Failure>;
+
+    /// As [`Mover::memory`].
+    fn memory(&self) -> Option<Hold> {
+        None
+    }
 }

@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use moai_memory::Hold;
+
 use crate::{
     bounds::{ForeignMover, ForeignPartner, SocketMover, SocketPartner},
     control::{Call, Control, Reply, unexpected},
@@ -93,6 +95,21 @@ impl Peer {
 
     /// Opens both halves of a way.
     pub(crate) fn open(&mut self, way: Way, shape: Shape) -> Result<Opened, Failure> {
+        self.open_in(way, shape, None)
+    }
+
+    /// Opens both halves of foreign memory, which are those of `beside` where they can be had.
+    pub(crate) fn open_foreign(
+        &mut self,
+        beside: Option<&Opened>,
+        shape: Shape,
+    ) -> Result<Opened, Failure> {
+        let here = beside.and_then(|way| way.mover.memory());
+        let of = beside.and_then(|way| way.id).filter(|_| here.is_some());
+        self.open_in(Way::Foreign { of }, shape, here)
+    }
+
+    fn open_in(&mut self, way: Way, shape: Shape, here: Option<Hold>) -> Result<Opened, Failure> {
         let (id, door) = match self.control.call(Call::Open { way, shape })? {
             Reply::Opened { id, door } => (id, door),
             other => return Err(unexpected(&other)),
@@ -101,11 +118,11 @@ impl Peer {
             Way::Sockets(drive) => {
                 Box::new(SocketMover::open(self.address(), &door, shape, drive)?)
             }
-            Way::Foreign => {
+            Way::Foreign { .. } => {
                 let pid = self.traceable().ok_or_else(|| {
                     Failure::Input("only a process of this machine has foreign memory".to_owned())
                 })?;
-                Box::new(ForeignMover::open(pid, &door, shape)?)
+                Box::new(ForeignMover::open(pid, &door, shape, here)?)
             }
             Way::Stack(stack) => Box::new(StackMover::open(stack, &door, shape)?),
         };
@@ -248,7 +265,7 @@ fn answer(
                 )));
             }
             let shape = shape.checked().map_err(Failure::Input)?;
-            let (partner, door) = open(control.local()?, way, shape)?;
+            let (partner, door) = open(control.local()?, way, shape, partners)?;
             partners.push(partner);
             Ok(Reply::Opened {
                 id: partners.len() - 1,
@@ -266,14 +283,23 @@ fn answer(
     }
 }
 
-fn open(at: IpAddr, way: Way, shape: Shape) -> Result<(Box<dyn Partner>, Door), Failure> {
+fn open(
+    at: IpAddr,
+    way: Way,
+    shape: Shape,
+    partners: &mut [Box<dyn Partner>],
+) -> Result<(Box<dyn Partner>, Door), Failure> {
     Ok(match way {
         Way::Sockets(drive) => {
             let (partner, door) = SocketPartner::open(at, shape, drive)?;
             (Box::new(partner), door)
         }
-        Way::Foreign => {
-            let (partner, door) = ForeignPartner::open(shape)?;
+        Way::Foreign { of } => {
+            let memory = match of {
+                Some(id) => find(partners, id)?.memory(),
+                None => None,
+            };
+            let (partner, door) = ForeignPartner::open(shape, memory)?;
             (Box::new(partner), door)
         }
         Way::Stack(stack) => {
@@ -379,7 +405,7 @@ mod tests {
             ..SHAPE
         };
         assert!(peer.open(ONE, endless).is_err());
-        let foreign = peer.open(Way::Foreign, SHAPE).map(|_| ()).unwrap_err();
+        let foreign = peer.open_foreign(None, SHAPE).map(|_| ()).unwrap_err();
         assert!(foreign.to_string().contains("of this machine"), "{foreign}");
         for _ in 1..MOST_OPEN {
             peer.open(ONE, SHAPE).unwrap();

@@ -1,13 +1,16 @@
 //! Reads and writes of another process's memory by bare system calls, the bound of memory that is not shared.
 //!
+//! The memory is that of what it is held against, where that has any, on both sides and with the same pieces: two
+//! allocations of the same size differ by up to a third, by where their pages happen to lie.
+//!
 //! Needs the right to trace the other process: a process that this one started, as a rule. The best of three
 //! batch sizes counts, found anew in each run.
 
 use std::time::{Duration, Instant};
 
-use moai_memory::Region;
+use moai_memory::{Hold, Region};
 
-use super::process_vm::{MOST_ENTRIES, Pieces};
+use super::process_vm::{MOST_ENTRIES, Pieces, same};
 use crate::{
     failure::Failure,
     histogram::Histogram,
@@ -37,7 +40,12 @@ impl ForeignMover {
     /// # Errors
     ///
     /// If this process may not read that one.
-    pub(crate) fn open(pid: u32, door: &Door, shape: Shape) -> Result<Self, Failure> {
+    pub(crate) fn open(
+        pid: u32,
+        door: &Door,
+        shape: Shape,
+        memory: Option<Hold>,
+    ) -> Result<Self, Failure> {
         let &Door::Address(address) = door else {
             return Err(Failure::Lost(format!(
                 "foreign memory needs an address, not {door:?}"
@@ -49,7 +57,7 @@ impl ForeignMover {
             shape,
             here: shape.offsets(Side::Here),
             there: shape.offsets(Side::There),
-            memory: touched(shape)?,
+            memory: same_or_touched(memory, shape)?,
             best: [None; 2],
         };
         opened.probe()?;
@@ -113,8 +121,11 @@ impl ForeignMover {
     }
 }
 
-/// Memory like that of the stack, since where it begins makes up to a third of the speed.
-fn touched(shape: Shape) -> Result<Region, Failure> {
+/// The memory of another way, which takes turns with this one, or some like it.
+fn same_or_touched(memory: Option<Hold>, shape: Shape) -> Result<Region, Failure> {
+    if let Some(memory) = memory.filter(|memory| memory.len() >= shape.memory()) {
+        return Ok(same(memory));
+    }
     let region = Region::host_zeroed(shape.memory());
     let mut region = region.map_err(|error| Failure::Lost(error.to_string()))?;
     region.as_mut_slice().fill(1);
@@ -163,8 +174,8 @@ pub(crate) struct ForeignPartner {
 }
 
 impl ForeignPartner {
-    pub(crate) fn open(shape: Shape) -> Result<(Self, Door), Failure> {
-        let mut memory = touched(shape)?;
+    pub(crate) fn open(shape: Shape, memory: Option<Hold>) -> Result<(Self, Door), Failure> {
+        let mut memory = same_or_touched(memory, shape)?;
         let start = memory.as_mut_slice().as_mut_ptr();
         let address = start.expose_provenance() as u64;
         Ok((Self { shape, memory }, Door::Address(address)))
@@ -204,8 +215,12 @@ mod tests {
             order: Order::Scattered,
             seed: 1,
         };
-        assert!(ForeignMover::open(1, &Door::Port(1), shape).is_err());
-        let (_, door) = ForeignPartner::open(shape).unwrap();
+        assert!(ForeignMover::open(1, &Door::Port(1), shape, None).is_err());
+        let (_, door) = ForeignPartner::open(shape, None).unwrap();
         assert!(matches!(door, Door::Address(address) if address != 0));
+        let other = Region::host_zeroed(32).unwrap();
+        let (_, door) = ForeignPartner::open(shape, Some(other.hold())).unwrap();
+        let address = other.hold().address() as u64;
+        assert!(matches!(door, Door::Address(same) if same == address));
     }
 }

@@ -5,18 +5,30 @@
 //! - The local half of every entry lies within one slice that is borrowed exclusively for as long as the
 //!   entries exist. Nothing else in this process reads or writes it meanwhile, so it does not matter that the
 //!   kernel writes to it by raw address.
+//! - What [`same`] gives is another way's memory under a second name. Ways take turns: between two steps, fills and
+//!   checks nobody has a reference to bytes of it.
 //! - The remote half is a number and is never dereferenced here. The kernel looks it up in the other
 //!   process's mappings, and fails with `EFAULT` where there is nothing.
 //! - The other process has exposed the address of memory it set aside for this, and waits in a system call
 //!   until it is told that the step is over. Its compiler has to assume that what it waits for writes there.
-#![allow(unsafe_code)] // The two calls below; there is no safe wrapper for them.
+#![allow(unsafe_code)] // The two calls below, for which there is no safe wrapper, and memory with two names.
 
-use std::{io, marker::PhantomData};
+use std::{io, marker::PhantomData, ptr::NonNull};
 
 use libc::{c_void, iovec};
+use moai_memory::{Hold, Region};
 
 /// Most entries of a call, `UIO_MAXIOV` of the kernel.
 pub(super) const MOST_ENTRIES: usize = 1024;
+
+/// Memory that another way of this process has, which is kept alive.
+pub(super) fn same(memory: Hold) -> Region {
+    let start = NonNull::new(memory.as_ptr()).expect("memory has an address");
+    let (len, kind) = (memory.len() as usize, memory.kind());
+    // SAFETY: the hold keeps the bytes where they are, and regions are initialized. Only memory that the host can load
+    // and store is handed on (`Mover::memory`), and whose turn it is has it to itself.
+    unsafe { Region::from_raw(start, len, kind, Box::new(memory)) }
+}
 
 /// Equal pieces of this process's memory, each with one of another process's.
 #[derive(Debug)]

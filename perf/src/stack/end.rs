@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use moai_memory::{
-    MemoryKind, Region, Span,
+    Hold, MemoryKind, Region, Span,
     sim::{SimConfig, SimDevice},
 };
 use moai_transport::{
@@ -114,6 +114,12 @@ impl End {
 
     pub(super) fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// The memory that pieces lie in, if the host has its bytes.
+    pub(super) fn memory(&self) -> Option<Hold> {
+        let region = &self.heard.memory[0];
+        region.host_bytes().map(|_| region.hold())
     }
 
     /// The bytes by which the peer can address this side's memory.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use moai_memory::Hold;
 use moai_transport::{Pieces, Posted};
 
 use super::{
@@ -183,5 +184,9 @@ impl Mover for StackMover {
 
     fn check(&mut self, pattern: Pattern) -> Result<(), Failure> {
         self.end.check(pattern)
+    }
+
+    fn memory(&self) -> Option<Hold> {
+        self.end.memory()
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use moai_memory::Hold;
+
 use super::{
     Stack,
     end::{End, HELLO, Mode, OVER},
@@ -92,5 +94,9 @@ impl Partner for StackPartner {
 
     fn check(&mut self, pattern: Pattern) -> Result<(), Failure> {
         self.0.check(pattern)
+    }
+
+    fn memory(&self) -> Option<Hold> {
+        self.0.memory()
     }
 }
