@@ -153,10 +153,11 @@ mod tests {
         ] {
             let mapping = Mapping::anonymous(len).unwrap();
             assert_eq!(mapping.start().addr().get() % starts, 0, "{len}");
-            // SAFETY: the first and the last byte of a mapping that is this test's.
-            unsafe { mapping.start().write(1) };
-            // SAFETY: as above.
-            unsafe { mapping.start().add(len - 1).write(2) };
+            for at in [0, len - 1] {
+                let byte = mapping.start().as_ptr().wrapping_add(at);
+                // SAFETY: a byte of a mapping that is this test's.
+                unsafe { byte.write(1) };
+            }
         }
         assert!(Mapping::anonymous(usize::MAX - 4096).is_err());
         assert!(Mapping::anonymous(isize::MAX as usize).is_err());
