@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use common::{Event, Random, Side};
-use moai_memory::Region;
-use moai_transport::{Closed, Interface};
+use moai_memory::{MemoryKind, Region};
+use moai_transport::{Closed, Error, Interface, Rights};
 use moai_transport_shm::ShmConfig;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
@@ -255,4 +255,68 @@ fn a_thousand_connects_without_a_word_are_bounded() {
     let address = side.interface.addresses().remove(0);
     friend.interface.connect(&address).unwrap();
     side.until(|event| matches!(event, Event::Connected(..)).then_some(()));
+}
+
+#[test]
+fn memory_that_a_dropped_peer_may_be_in_is_kept_however_many_were_dropped_since() {
+    let mut side = Side::listening(ShmConfig {
+        max_peers: 2,
+        ..ShmConfig::default()
+    });
+    let rights = Rights::READ.and(Rights::WRITE);
+    side.told.regions = (0..3)
+        .map(|_| Region::shared_zeroed(4096).unwrap())
+        .collect();
+    let ids: Vec<_> = (0..3)
+        .map(|index: u32| {
+            let region = &side.told.regions[index as usize];
+            side.interface.register(index, region, rights).unwrap()
+        })
+        .collect();
+    let mut kept = Vec::new();
+    // In the first region; in one that is not there; and many that are in none.
+    let places = [ids[0].slot() + 1, u32::MAX, 0, 0, 0, 0, ids[1].slot() + 1];
+    let slots = places.into_iter().chain([ids[1].slot() + 1; 2]);
+    for inside in slots {
+        let (mut segment, fd) = file(SEGMENT);
+        // The hazard of the side that connects is its first word.
+        segment.as_mut_slice()[..4].copy_from_slice(&inside.to_le_bytes());
+        let (table, table_fd) = file(TABLE);
+        let socket = dial(&side);
+        send(&socket, &greeting(), &[fd.as_fd(), table_fd.as_fd()]);
+        let peer = side.until(|event| match event {
+            Event::Connected(peer, _) => Some(*peer),
+            _ => None,
+        });
+        side.take();
+        side.interface.close(peer);
+        // Stopped: its socket stays, and it does not leave.
+        kept.push((segment, table, socket));
+    }
+    let error = side.interface.deregister(ids[0]).unwrap_err();
+    assert!(error.to_string().contains("leave the memory"), "{error}");
+    side.interface.deregister(ids[2]).unwrap();
+    drop(kept);
+    side.interface.deregister(ids[1]).unwrap_err();
+    // The slots are used again, and nobody is in them.
+    let again = side
+        .interface
+        .register(0, &side.told.regions[2], rights)
+        .unwrap();
+    side.interface.deregister(again).unwrap();
+}
+
+#[test]
+fn memory_that_was_imported_for_reading_is_not_registered_for_writing() {
+    let mut side = Side::new(ShmConfig::default());
+    let (_region, fd) = file(1 << 16);
+    let region = Region::import(fd, 0, 1 << 16, MemoryKind::Shared, false).unwrap();
+    let both = Rights::READ.and(Rights::WRITE);
+    let error = side.interface.register(0, &region, both).unwrap_err();
+    assert!(
+        matches!(error, Error::Unsupported { .. }) && error.to_string().contains("reading only"),
+        "{error}"
+    );
+    let id = side.interface.register(0, &region, Rights::READ).unwrap();
+    side.interface.deregister(id).unwrap();
 }

@@ -190,6 +190,13 @@ impl Hazard {
     pub fn clear(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
+
+    /// The slot that the initiator is in, as far as it tells the truth. Once it was shut out for good, it is in none for
+    /// good when this is `None`.
+    pub fn slot(&self) -> Option<u32> {
+        let word = self.0.load(Ordering::Acquire);
+        word.checked_sub(1).and_then(|slot| slot.try_into().ok())
+    }
 }
 
 impl Entrant {

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use moai_transport::sync::gate::Hazard;
 use moai_transport::{Closed, Handler, PeerId, limits};
 use rustix::event::epoll;
 use tracing::{debug, warn};
@@ -232,15 +233,44 @@ impl ShmInterface {
         connection.peer_door.shut();
         if !connection.is_lost && !connection.socket.is_lost() {
             connection.socket.end();
-            // One that keeps to the protocol is gone within milliseconds, and others come and go as they like.
-            if self.ghosts.len() >= self.config.max_peers {
-                self.ghosts.remove(0);
-            }
+            self.make_room_for_a_ghost();
             self.ghosts.push(Ghost {
                 hazards: connection.peer_hazards.clone(),
                 socket: connection.socket,
             });
         }
         true
+    }
+
+    /// One that keeps to the protocol is gone within milliseconds. Of others there may be as many as there are peers;
+    /// what more of them are in is not used again.
+    fn make_room_for_a_ghost(&mut self) {
+        if self.ghosts.len() < self.config.max_peers {
+            return;
+        }
+        // Whoever was outside after its door was shut is so for good.
+        self.ghosts.retain(|ghost| {
+            let mut slots = ghost.hazards.each().into_iter().filter_map(Hazard::slot);
+            !ghost.socket.is_lost() && slots.next().is_some()
+        });
+        if self.ghosts.len() >= self.config.max_peers {
+            let oldest = self.ghosts.remove(0);
+            let slots = oldest
+                .hazards
+                .each()
+                .into_iter()
+                .filter_map(Hazard::slot)
+                // What it claims to be in may be nothing of ours.
+                .filter(|slot| self.registrations.in_slot(*slot).is_some());
+            let before = self.haunted.len();
+            self.haunted.extend(slots);
+            if self.haunted.len() > before {
+                warn!(
+                    provider = NAME,
+                    slots = self.haunted.len(),
+                    "a peer that was dropped has not left registered memory, which will be kept"
+                );
+            }
+        }
     }
 }

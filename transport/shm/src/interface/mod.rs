@@ -8,6 +8,7 @@ mod arrivals;
 mod operations;
 mod turns;
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -66,6 +67,9 @@ pub struct ShmInterface {
     exports: Exports,
     /// Peers that were dropped while they were in memory of ours.
     ghosts: Vec<Ghost>,
+    /// Slots of registrations in which there may be a peer of which nothing else is known any more. As many as there are
+    /// slots.
+    haunted: HashSet<u32>,
     /// Memory that a peer did not leave in time, kept until the interface is closed.
     quarantined: Vec<Hold>,
     completions: Completions,
@@ -170,6 +174,7 @@ impl ShmInterface {
             table: Table::new().map_err(no_memory)?,
             exports: Exports::default(),
             ghosts: Vec::new(),
+            haunted: HashSet::new(),
             quarantined: Vec::new(),
             completions: Completions::new(limits::MAX_OPERATIONS),
             foreign: Foreign::new(),
@@ -367,6 +372,15 @@ impl Interface for ShmInterface {
                 reason: "neither the processor nor a stream of its device can reach it".to_owned(),
             });
         }
+        // What was imported for reading cannot be written, whoever asks: a peer's call would fail halfway.
+        if rights.has(Rights::WRITE) && !region.hold().is_writable() {
+            return Err(Error::Unsupported {
+                provider: NAME,
+                operation: Operation::Put,
+                kind,
+                reason: "it was imported for reading only; without WRITE among the rights, peers can get it".to_owned(),
+            });
+        }
         self.open_stream(region)?;
         let known = self.registrations.len();
         let id = self.registrations.register(index, region, rights)?;
@@ -400,7 +414,9 @@ impl Interface for ShmInterface {
                 }
             }
         }
-        if self.wait_until_left(id.slot()) {
+        // Either way they are asked, so that nobody who comes later finds somebody in its slot.
+        let is_left = self.wait_until_left(id.slot());
+        if is_left && !self.haunted.remove(&id.slot()) {
             return Ok(());
         }
         // Nobody gets the memory as long as a peer that was stopped in the middle may go on.
