@@ -162,7 +162,11 @@ def contenders(options):
         Worker("NIXL tcp", "transport_nixl.py", options, "--tls", "tcp"),
         Worker("Mooncake tcp", "transport_mooncake.py", options),
     ]
-    local = [Worker("NIXL cma", "transport_nixl.py", options, "--tls", "default")]
+    # Memory of ours comes in huge pages; a peer moves what its user allocates, so it is measured with both.
+    local = [
+        Worker("NIXL cma", "transport_nixl.py", options, "--tls", "default"),
+        Worker("NIXL cma, huge pages", "transport_nixl.py", options, "--tls", "default", "--huge"),
+    ]
     if options.with_threads:
         tcp.append(Worker("NIXL tcp, threads", "transport_nixl.py", options, "--tls", "tcp", "--pthread", "both"))
         local.append(Worker("NIXL cma, threads", "transport_nixl.py", options, "--pthread", "both"))

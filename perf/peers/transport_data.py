@@ -11,9 +11,12 @@ import numpy as np
 BLOCK = 1 << 20
 
 
-def memory(size):
+def memory(size, huge=False):
     """Private memory with all its pages there, and the address it begins at."""
-    array = np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=np.uint8)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if huge:
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    array = np.frombuffer(pages, dtype=np.uint8)
     array[:] = 0
     return array, array.ctypes.data
 

@@ -39,7 +39,7 @@ def target(pipe, options):
 
     me = agent("target", options)
     size = options.piece * options.pieces
-    array, address = data.memory(size)
+    array, address = data.memory(size, options.huge)
     me.register_memory([(address, size, 0, "")], "DRAM")
     pipe.send((me.get_agent_metadata(), address))
     orders = [data.order(options.pieces, side) for side in (0, 1)]
@@ -67,6 +67,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tls", default="default", help="UCX_TLS, or what UCX takes by itself")
     parser.add_argument("--pthread", default="none", choices=["both", "init", "target", "none"])
+    parser.add_argument("--huge", action="store_true", help="memory in huge pages")
     parser.add_argument("--name", default="nixl", help="what rows call it")
     parser.add_argument("--piece", type=int, required=True)
     parser.add_argument("--pieces", type=int, required=True)
@@ -87,7 +88,7 @@ def main():
 
     me = agent("init", options)
     piece, pieces = options.piece, options.pieces
-    array, address = data.memory(piece * pieces)
+    array, address = data.memory(piece * pieces, options.huge)
     me.register_memory([(address, piece * pieces, 0, "")], "DRAM")
     metadata, remote = pipe.recv()
     ask("meet", me.get_agent_metadata())
