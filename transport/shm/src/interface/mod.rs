@@ -414,9 +414,9 @@ impl Interface for ShmInterface {
                 }
             }
         }
-        // Either way they are asked, so that nobody who comes later finds somebody in its slot.
-        let is_left = self.wait_until_left(id.slot());
-        if is_left && !self.haunted.remove(&id.slot()) {
+        // Who was in it is no matter of the next one in this slot, however the wait ends.
+        let is_haunted = self.haunted.remove(&id.slot());
+        if self.wait_until_left(id.slot()) && !is_haunted {
             return Ok(());
         }
         // Nobody gets the memory as long as a peer that was stopped in the middle may go on.
