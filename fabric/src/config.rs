@@ -9,7 +9,7 @@ use std::{
 use moai_memory::MemoryKind;
 use thiserror::Error;
 
-use crate::providers::NAMES;
+use crate::{directory::Source, providers::NAMES};
 
 /// Everything that can be chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +45,8 @@ pub struct Config {
     /// producers if shm is one of these, and host memory. In memory of a device, rows are copied once more on each side,
     /// and no pages are mapped.
     pub memory: Option<MemoryKind>,
+    /// Where engines are found by name; `None` where peers are told by other means.
+    pub directory: Option<Source>,
 }
 
 impl Default for Config {
@@ -62,6 +64,7 @@ impl Default for Config {
             tcp_lanes: 1,
             spin: None,
             memory: None,
+            directory: None,
         }
     }
 }
@@ -94,7 +97,7 @@ pub struct Variable {
 }
 
 /// Variables of the configuration, then those that only tests and logs read.
-const VARIABLES: [(&str, &str); 15] = [
+const VARIABLES: [(&str, &str); 16] = [
     ("MOAI_BIND", "address that producer ranks listen on"),
     (
         "MOAI_INSECURE",
@@ -139,6 +142,10 @@ const VARIABLES: [(&str, &str); 15] = [
     (
         "MOAI_MEMORY",
         "where both sides' pools lie: host, pinned, shared or sim, a simulated device; auto is what each transport reaches best",
+    ),
+    (
+        "MOAI_DIRECTORY",
+        "where engines are found by name: static:…, file:PATH, dns:ZONE or etcd:URL",
     ),
     (
         "MOAI_LOG",
@@ -269,6 +276,13 @@ impl Config {
                     };
                 }
                 "MOAI_MEMORY" => config.memory = memory(&value).map_err(fail)?,
+                "MOAI_DIRECTORY" => {
+                    let source = |text: &str| text.parse::<Source>();
+                    config.directory = match value.as_str() {
+                        "" => None,
+                        text => Some(source(text).map_err(|error| fail(error.to_string()))?),
+                    };
+                }
                 other => {
                     let known = VARIABLES.iter().any(|(name, _)| *name == other)
                         || TESTS_ONLY.contains(&other);
@@ -311,6 +325,10 @@ impl Config {
             "MOAI_MEMORY" => {
                 let named = |kind: MemoryKind| kind.to_string();
                 self.memory.map_or_else(|| "auto".to_owned(), named)
+            }
+            "MOAI_DIRECTORY" => {
+                let named = |source: &Source| source.to_string();
+                self.directory.as_ref().map_or_else(String::new, named)
             }
             other => std::env::var(other).unwrap_or_default(),
         };
@@ -474,6 +492,8 @@ mod tests {
             ("MOAI_ADVERTISE", "here"),
             ("MOAI_TCP_LANES", "0"),
             ("MOAI_SPIN", "1000001"),
+            ("MOAI_DIRECTORY", "etcd:10.0.0.3:2379"),
+            ("MOAI_DIRECTORY", "file:here"),
             ("MOAI_PORTS", "9-8"),
             ("MOAI_PORTS", "0-8"),
             ("MOAI_DEADLIN", "3"),
@@ -501,6 +521,16 @@ mod tests {
         let advertise = |value| read("MOAI_ADVERTISE", value).unwrap().advertise.unwrap();
         assert_eq!(advertise("10.0.0.7"), "10.0.0.7:0".parse().unwrap());
         assert_eq!(advertise("[::1]:4"), "[::1]:4".parse().unwrap());
+    }
+
+    #[test]
+    fn a_directory_is_read_and_told_as_it_is_written() {
+        let text = "static:decode/0=tcp:10.0.0.7:4000";
+        let config = read("MOAI_DIRECTORY", text).unwrap();
+        let variables = config.variables();
+        let told = variables.iter().find(|v| v.name == "MOAI_DIRECTORY");
+        assert_eq!(told.unwrap().value, text);
+        assert_eq!(read("MOAI_DIRECTORY", "").unwrap().directory, None);
     }
 
     #[test]

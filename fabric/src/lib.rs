@@ -4,6 +4,8 @@
 //! - [`providers`]: the ways of moving bytes.
 //! - [`files`]: descriptions and pools in files.
 //! - [`device`]: pools on a device, to it and back.
+//! - [`directory`]: names of engines to their nodes.
+//! - [`limits`]: what others may size.
 //! - [`synthetic`]: a cache of seeded values, for trying things out.
 //! - [`check`]: an independent check of what a transfer left behind.
 #![forbid(unsafe_code)]
@@ -11,8 +13,10 @@
 pub mod check;
 pub mod config;
 pub mod device;
+pub mod directory;
 mod fabric;
 pub mod files;
+pub mod limits;
 pub mod providers;
 pub mod synthetic;
 mod transports;

@@ -26,6 +26,7 @@ page! {
     Plans "plans.md"
     Transfers "transfers.md"
     Transport "transport.md"
+    Directory "directory.md"
     CommandLine "command-line.md"
     Configuration "configuration.md"
     Limits "limits.md"

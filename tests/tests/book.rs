@@ -12,6 +12,7 @@ use std::{
 use moai_fabric::{
     collectives::{description, descriptor::Descriptor, limits},
     config::Config,
+    limits as fabric,
     translate::{element::Element, layout::presets, scheme::Coding},
     transport,
 };
@@ -380,6 +381,26 @@ fn limits_are_those_of_the_code() {
             "MAX_ADDRESS_BYTES",
             transport::limits::MAX_ADDRESS_BYTES as u64,
         ),
+        (
+            "MAX_ENGINE_NAME_BYTES",
+            fabric::MAX_ENGINE_NAME_BYTES as u64,
+        ),
+        ("MAX_NODES", fabric::MAX_NODES as u64),
+        ("MAX_NODE_RANKS", fabric::MAX_NODE_RANKS as u64),
+        ("MAX_NODE_ADDRESSES", fabric::MAX_NODE_ADDRESSES as u64),
+        ("MAX_ENTRY_BYTES", fabric::MAX_ENTRY_BYTES as u64),
+        (
+            "MAX_DIRECTORY_FILE_BYTES",
+            fabric::MAX_DIRECTORY_FILE_BYTES as u64,
+        ),
+        (
+            "MAX_DIRECTORY_ANSWER_BYTES",
+            fabric::MAX_DIRECTORY_ANSWER_BYTES,
+        ),
+        ("MAX_WATCHED_ENGINES", fabric::MAX_WATCHED_ENGINES as u64),
+        ("MAX_ANNOUNCED", fabric::MAX_ANNOUNCED as u64),
+        ("MAX_NAME_SERVERS", fabric::MAX_NAME_SERVERS as u64),
+        ("MAX_DNS_ANSWER_BYTES", fabric::MAX_DNS_ANSWER_BYTES as u64),
     ];
     let page = read("docs/src/limits.md");
     let told: Vec<(String, u64)> = rows(&page)
@@ -389,7 +410,8 @@ fn limits_are_those_of_the_code() {
     assert_eq!(told, real.map(|(name, value)| (name.to_owned(), value)));
     // Every limit on what a description may size is told.
     let known: BTreeSet<&str> = real.iter().map(|(name, _)| *name).collect();
-    for line in read("collectives/src/limits.rs").lines() {
+    let told = ["collectives/src/limits.rs", "fabric/src/limits.rs"];
+    for line in told.map(read).iter().flat_map(|text| text.lines()) {
         if let Some((name, _)) = line
             .strip_prefix("pub const ")
             .and_then(|l| l.split_once(':'))
