@@ -20,6 +20,10 @@ pub(crate) enum Command {
     Convert(Convert),
     /// Say who would send what to whom, or why the two sides do not fit.
     Plan(Plan),
+    /// Say whether two sides fit, what is converted, and what that loses.
+    Check(Check),
+    /// Look for what on this host would stand in the way, and how to mend it.
+    Doctor(Doctor),
     /// Turn rows of one format into rows of another.
     Codec(Codec),
     /// Say what this build and this machine can do.
@@ -99,6 +103,30 @@ pub(crate) struct Plan {
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
     /// Write the plan.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Check {
+    /// Description of the side that holds the cache (JSON).
+    pub(crate) producer: PathBuf,
+    /// Description of the side that receives it (JSON).
+    pub(crate) consumer: PathBuf,
+    /// Write a report.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Doctor {
+    /// Exit with 1 if there is a problem.
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Look at the host whose file system is mounted here.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub(crate) root: PathBuf,
+    /// Write a report.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
 }

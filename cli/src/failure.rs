@@ -17,6 +17,8 @@ use serde::Serialize;
 /// Why a command did not succeed: what its exit code says, and a block of text for people.
 #[derive(Debug)]
 pub(crate) enum Failure {
+    /// The host has so many problems, and that is to be told by the exit code.
+    Unfit(usize),
     /// Bad usage or input.
     Input(String),
     /// The two sides do not fit.
@@ -28,6 +30,7 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn code(&self) -> u8 {
         match self {
+            Self::Unfit(_) => 1,
             Self::Input(_) => 2,
             Self::Refused(_) => 3,
             Self::Transfer(_) => 4,
@@ -38,6 +41,8 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Unfit(1) => f.write_str("1 problem"),
+            Self::Unfit(n) => write!(f, "{n} problems"),
             Self::Input(text) => write!(f, "error: {}", text.trim_end()),
             Self::Refused(refusal) => write!(f, "refused: {}", refusal.to_string().trim_end()),
             Self::Transfer(text) => write!(f, "failed: {}", text.trim_end()),

@@ -1,13 +1,15 @@
 //! `moai`: moves and converts KV caches between unlike engines.
 //!
-//! Exit codes: 0 done, 2 bad usage or input, 3 the two sides do not fit, 4 the transfer failed. Errors
+//! Exit codes: 0 done, 1 the host has a problem (`doctor --strict`), 2 bad usage or input, 3 the two sides do not fit, 4 the transfer failed. Errors
 //! go to stderr in one block; `--json FILE` writes what happened for programs to read, whatever it was.
 #![forbid(unsafe_code)]
 
 mod args;
 mod bounds;
+mod check;
 mod codec;
 mod convert;
+mod doctor;
 mod failure;
 mod info;
 mod inputs;
@@ -35,6 +37,8 @@ fn main() -> ExitCode {
         Command::Run(command) => run::run(&command),
         Command::Convert(command) => convert::convert(&command),
         Command::Plan(command) => plan::plan(&command),
+        Command::Check(command) => check::check(&command),
+        Command::Doctor(command) => doctor::doctor(&command),
         Command::Codec(command) => codec::codec(&command),
         Command::Info(command) => info_command(&command),
         // `run` tells of its ranks' failures.

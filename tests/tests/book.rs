@@ -442,7 +442,7 @@ fn program() -> PathBuf {
 #[test]
 fn options_are_those_of_the_program() {
     let page = read("docs/src/command-line.md");
-    for command in ["run", "convert", "plan", "codec", "info"] {
+    for command in ["run", "convert", "plan", "check", "doctor", "codec", "info"] {
         let help = Command::new(program())
             .args([command, "--help"])
             .output()
