@@ -47,6 +47,8 @@ pub struct Config {
     pub memory: Option<MemoryKind>,
     /// Where engines are found by name; `None` where peers are told by other means.
     pub directory: Option<Source>,
+    /// Where metrics and readiness are told over HTTP; `None` is nowhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 impl Default for Config {
@@ -65,6 +67,7 @@ impl Default for Config {
             spin: None,
             memory: None,
             directory: None,
+            metrics: None,
         }
     }
 }
@@ -97,7 +100,7 @@ pub struct Variable {
 }
 
 /// Variables of the configuration, then those that only tests and logs read.
-const VARIABLES: [(&str, &str); 16] = [
+const VARIABLES: [(&str, &str); 17] = [
     ("MOAI_BIND", "address that producer ranks listen on"),
     (
         "MOAI_INSECURE",
@@ -146,6 +149,10 @@ const VARIABLES: [(&str, &str); 16] = [
     (
         "MOAI_DIRECTORY",
         "where engines are found by name: static:…, file:PATH, dns:ZONE or etcd:URL",
+    ),
+    (
+        "MOAI_METRICS",
+        "port, on loopback, or address and port where metrics and readiness are told over HTTP",
     ),
     (
         "MOAI_LOG",
@@ -276,6 +283,7 @@ impl Config {
                     };
                 }
                 "MOAI_MEMORY" => config.memory = memory(&value).map_err(fail)?,
+                "MOAI_METRICS" => config.metrics = metrics(&value).map_err(fail)?,
                 "MOAI_DIRECTORY" => {
                     let source = |text: &str| text.parse::<Source>();
                     config.directory = match value.as_str() {
@@ -325,6 +333,9 @@ impl Config {
             "MOAI_MEMORY" => {
                 let named = |kind: MemoryKind| kind.to_string();
                 self.memory.map_or_else(|| "auto".to_owned(), named)
+            }
+            "MOAI_METRICS" => {
+                { self.metrics }.map_or_else(String::new, |address| address.to_string())
             }
             "MOAI_DIRECTORY" => {
                 let named = |source: &Source| source.to_string();
@@ -427,6 +438,19 @@ fn list(names: Option<&[String]>, none: &str) -> String {
     names.map_or_else(|| none.to_owned(), |names| names.join(","))
 }
 
+/// A port alone is on loopback: what is told is not for everybody.
+fn metrics(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let port = || text.trim_start_matches(':').parse().ok();
+    let here = || Some(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port()?));
+    match text.parse().ok().or_else(here) {
+        Some(address) => Ok(Some(address)),
+        None => Err("is no port and no address with one, as 9464 or 0.0.0.0:9464".into()),
+    }
+}
+
 fn ports(text: &str) -> Result<Option<(u16, u16)>, String> {
     if text.is_empty() || text == "0" {
         return Ok(None);
@@ -494,6 +518,8 @@ mod tests {
             ("MOAI_SPIN", "1000001"),
             ("MOAI_DIRECTORY", "etcd:10.0.0.3:2379"),
             ("MOAI_DIRECTORY", "file:here"),
+            ("MOAI_METRICS", "everywhere"),
+            ("MOAI_METRICS", "65536"),
             ("MOAI_PORTS", "9-8"),
             ("MOAI_PORTS", "0-8"),
             ("MOAI_DEADLIN", "3"),
@@ -521,6 +547,20 @@ mod tests {
         let advertise = |value| read("MOAI_ADVERTISE", value).unwrap().advertise.unwrap();
         assert_eq!(advertise("10.0.0.7"), "10.0.0.7:0".parse().unwrap());
         assert_eq!(advertise("[::1]:4"), "[::1]:4".parse().unwrap());
+    }
+
+    #[test]
+    fn metrics_are_told_on_loopback_unless_told_where() {
+        let metrics = |text| {
+            read("MOAI_METRICS", text)
+                .unwrap()
+                .metrics
+                .unwrap()
+                .to_string()
+        };
+        assert_eq!(metrics("9464"), "127.0.0.1:9464");
+        assert_eq!(metrics(":9464"), "127.0.0.1:9464");
+        assert_eq!(metrics("0.0.0.0:9464"), "0.0.0.0:9464");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use crate::{
     config::{Config, ConfigError},
+    metrics::{Metrics, TransportWatch},
     transports::{Transports, socket},
 };
 
@@ -42,6 +43,7 @@ pub enum FabricError {
 #[derive(Clone, Debug)]
 pub struct Fabric {
     config: Config,
+    metrics: Option<Arc<Metrics>>,
 }
 
 /// A producer rank that listens.
@@ -50,13 +52,24 @@ pub struct Server {
     transports: Transports,
     addresses: Vec<Address>,
     options: Options,
+    metrics: Option<Arc<Metrics>>,
 }
 
 impl Fabric {
     /// A stack that follows `config`.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        Self { config }
+        Self {
+            config,
+            metrics: None,
+        }
+    }
+
+    /// The same stack, counting in `metrics`: every transfer when it has ended, and what its transports have counted.
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: Arc<Metrics>) -> Self {
+        self.metrics = Some(metrics);
+        self
     }
 
     /// The configuration.
@@ -111,6 +124,7 @@ impl Fabric {
             addresses: transports.addresses(),
             transports,
             options: self.options(),
+            metrics: self.metrics.clone(),
         })
     }
 
@@ -144,7 +158,7 @@ impl Fabric {
         let draw = || RandomState::new().build_hasher().finish();
         let names = (draw(), draw());
         let options = self.options();
-        Ok(transfer::consume(
+        let report = transfer::consume(
             transports.stack(),
             agreed,
             rank,
@@ -153,7 +167,9 @@ impl Fabric {
             names,
             &options,
             progress,
-        ))
+        );
+        count(self.metrics.as_deref(), &report, transports.stack());
+        Ok(report)
     }
 }
 
@@ -173,13 +189,17 @@ impl Server {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Report {
         let options = &self.options;
-        transfer::produce(
-            self.transports.stack(),
-            agreed,
-            rank,
-            pool,
-            options,
-            progress,
-        )
+        let stack = self.transports.stack();
+        let report = transfer::produce(stack, agreed, rank, pool, options, progress);
+        count(self.metrics.as_deref(), &report, stack);
+        report
+    }
+}
+
+/// Counts a transfer that has ended, and what its stack, which ends with it, has counted.
+fn count(metrics: Option<&Metrics>, report: &Report, stack: &Stack) {
+    if let Some(metrics) = metrics {
+        metrics.transfer(report);
+        TransportWatch::new().take(stack, metrics);
     }
 }

@@ -5,6 +5,7 @@
 //! - [`files`]: descriptions and pools in files.
 //! - [`device`]: pools on a device, to it and back.
 //! - [`directory`]: names of engines to their nodes.
+//! - [`metrics`]: what a process counts, and whether it can be sent work.
 //! - [`limits`]: what others may size.
 //! - [`synthetic`]: a cache of seeded values, for trying things out.
 //! - [`check`]: an independent check of what a transfer left behind.
@@ -17,6 +18,7 @@ pub mod directory;
 mod fabric;
 pub mod files;
 pub mod limits;
+pub mod metrics;
 pub mod providers;
 pub mod synthetic;
 mod transports;

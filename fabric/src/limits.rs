@@ -22,3 +22,9 @@ pub const MAX_ANNOUNCED: usize = 64;
 pub const MAX_NAME_SERVERS: usize = 3;
 /// Bytes of a name server's answer over TCP: what its length field can say.
 pub const MAX_DNS_ANSWER_BYTES: usize = 65_535;
+/// Requests for metrics that are answered at once: a few scrapers, and people.
+pub const MAX_HTTP_CONNECTIONS: usize = 8;
+/// Bytes of such a request's head: scrapers send a few hundred.
+pub const MAX_HTTP_REQUEST_BYTES: usize = 8 << 10;
+/// Lines of such a head.
+pub const MAX_HTTP_HEADERS: usize = 64;

@@ -27,6 +27,7 @@ page! {
     Transfers "transfers.md"
     Transport "transport.md"
     Directory "directory.md"
+    Metrics "metrics.md"
     CommandLine "command-line.md"
     Configuration "configuration.md"
     Limits "limits.md"

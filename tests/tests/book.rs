@@ -12,7 +12,7 @@ use std::{
 use moai_fabric::{
     collectives::{description, descriptor::Descriptor, limits},
     config::Config,
-    limits as fabric,
+    limits as fabric, metrics,
     translate::{element::Element, layout::presets, scheme::Coding},
     transport,
 };
@@ -401,6 +401,12 @@ fn limits_are_those_of_the_code() {
         ("MAX_ANNOUNCED", fabric::MAX_ANNOUNCED as u64),
         ("MAX_NAME_SERVERS", fabric::MAX_NAME_SERVERS as u64),
         ("MAX_DNS_ANSWER_BYTES", fabric::MAX_DNS_ANSWER_BYTES as u64),
+        ("MAX_HTTP_CONNECTIONS", fabric::MAX_HTTP_CONNECTIONS as u64),
+        (
+            "MAX_HTTP_REQUEST_BYTES",
+            fabric::MAX_HTTP_REQUEST_BYTES as u64,
+        ),
+        ("MAX_HTTP_HEADERS", fabric::MAX_HTTP_HEADERS as u64),
     ];
     let page = read("docs/src/limits.md");
     let told: Vec<(String, u64)> = rows(&page)
@@ -419,6 +425,24 @@ fn limits_are_those_of_the_code() {
             assert!(known.contains(name), "{name} is not in docs/src/limits.md");
         }
     }
+}
+
+#[test]
+fn metrics_are_those_of_the_code() {
+    let page = read("docs/src/metrics.md");
+    let told: Vec<(String, String, String)> = rows(section(&page, "## Names"))
+        .into_iter()
+        .map(|cells| (cells[0].clone(), cells[1].clone(), cells[2].clone()))
+        .collect();
+    let real: Vec<(String, String, String)> = { metrics::NAMES.iter() }
+        .map(|name| {
+            let labels: Vec<_> = { name.labels.iter() }
+                .map(|label| format!("`{label}`"))
+                .collect();
+            (name.name.into(), name.kind.to_string(), labels.join(", "))
+        })
+        .collect();
+    assert_eq!(told, real);
 }
 
 /// The program, as the tests of the command line have it built; built here if they were not asked for.

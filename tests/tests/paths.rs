@@ -6,7 +6,7 @@ use moai_collectives::{
     cost::Way, descriptor::Descriptor, execute::Agreed, negotiate::negotiate, protocol::Failure,
     transfer::Report,
 };
-use moai_fabric::{Fabric, check, config::Config, synthetic};
+use moai_fabric::{Fabric, check, config::Config, metrics::Metrics, synthetic};
 use moai_memory::MemoryKind;
 use moai_transport::Address;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -51,7 +51,10 @@ fn config(deadline: u64) -> Config {
 
 /// Moves everything, the producer's pool in shared memory, and looks at what arrived.
 fn moved(agreed: &Arc<Agreed>) -> [Report; 2] {
-    let fabric = Fabric::new(config(60));
+    moved_by(&Fabric::new(config(60)), agreed)
+}
+
+fn moved_by(fabric: &Fabric, agreed: &Arc<Agreed>) -> [Report; 2] {
     let server = fabric.listen().unwrap();
     let addresses = BTreeMap::from([(0, server.addresses().to_vec())]);
     let (kind, side) = (MemoryKind::Shared, &agreed.producer);
@@ -70,6 +73,37 @@ fn moved(agreed: &Arc<Agreed>) -> [Report; 2] {
     let wanted = check::expected(agreed, 0, background(), &rows);
     assert_eq!(check::compare(agreed, 0, &pool, &wanted), Ok(()));
     [serving.join().unwrap(), report]
+}
+
+#[test]
+fn what_a_fabric_moves_is_counted() {
+    let metrics = Arc::new(Metrics::new());
+    let mut config = config(60);
+    config.transports = Some(vec!["tcp".into()]);
+    let fabric = Fabric::new(config).with_metrics(metrics.clone());
+    let [_, consumed] = moved_by(&fabric, &agreed(2, 2, 64, 40));
+    let text = metrics.text();
+    let value = |name: &str| -> u64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("{name} is not in\n{text}"))
+            .trim()
+            .parse()
+            .unwrap()
+    };
+    // Both sides are of this process.
+    assert_eq!(value("moai_transfers_total{status=\"committed\"}"), 2);
+    assert_eq!(
+        value("moai_transfer_wire_bytes_total"),
+        2 * consumed.bytes_wire
+    );
+    for way in ["received", "sent"] {
+        let name = format!("moai_transport_{way}_bytes_total{{transport=\"tcp\"}}");
+        assert!(value(&name) >= consumed.bytes_wire, "{text}");
+    }
+    assert_eq!(
+        value("moai_transport_connections_total{transport=\"tcp\",status=\"accepted\"}"),
+        1
+    );
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod ranks;
 mod talk;
 
 use std::{
+    hash::{BuildHasher, Hasher, RandomState},
     io::{IsTerminal, Write},
     sync::Arc,
     time::{Duration, Instant},
@@ -20,6 +21,7 @@ use moai_fabric::{
     },
     config::{self, Config},
     files,
+    metrics::{self, Metrics, Readiness, State},
 };
 use ranks::{Event, Processes};
 use serde_json::{Value, json};
@@ -73,6 +75,9 @@ pub(crate) fn run(command: &args::Run) -> Result<(), Failure> {
         agreed.consumer.ranks.len() as u32,
     );
     let mut story = Story::new(&agreed, &traffic);
+    let serve = |address| metrics::serve(address, story.metrics.clone(), story.readiness.clone());
+    let _server = { config.metrics.map(serve).transpose() }
+        .map_err(|error| Failure::Input(format!("{error}: {}", error.cause)))?;
     let result = story.play(command, &config, ranks);
     let report = story.report(&agreed, &traffic, &bounds, result.as_ref().err());
     write_json(command.json.as_deref(), &report)?;
@@ -118,6 +123,11 @@ struct Story {
     producers: usize,
     wire_bytes: u64,
     took: Option<Duration>,
+    /// Names the transfer in its report and in logs, never in a metric.
+    request: String,
+    /// Of all ranks: they are processes of their own, and this one hears how each has ended.
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
 }
 
 impl Story {
@@ -126,6 +136,7 @@ impl Story {
         let producers = agreed.producer.ranks.len();
         let all = names(Role::Producer, producers)
             .chain(names(Role::Consumer, agreed.consumer.ranks.len()));
+        let metrics = Arc::new(Metrics::new());
         Self {
             told: all
                 .map(|name| Told {
@@ -136,6 +147,10 @@ impl Story {
             producers,
             wire_bytes: traffic.iter().map(|pair| pair.bytes_wire).sum(),
             took: None,
+            // Each `RandomState` is keyed by the system's randomness.
+            request: format!("{:016x}", RandomState::new().build_hasher().finish()),
+            readiness: Readiness::new(metrics.clone()),
+            metrics,
         }
     }
 
@@ -178,6 +193,7 @@ impl Story {
             },
         );
         self.fail_unless(|told| told.ready, "to get ready")?;
+        self.readiness.set(State::linked(self.producers));
 
         let bar = bar(self.wire_bytes);
         let start = Instant::now();
@@ -332,6 +348,14 @@ impl Story {
             FromRank::Ready { .. } => told.ready = true,
             FromRank::Progress { done, .. } => told.done = done,
             FromRank::Reported { report } => {
+                self.metrics.transfer(&report);
+                tracing::debug!(
+                    request = self.request,
+                    rank = told.name,
+                    committed = report.is_committed(),
+                    elapsed_ns = report.elapsed_ns,
+                    "part of a transfer ended"
+                );
                 told.report = Some(report);
             }
             FromRank::Checked {
@@ -502,6 +526,7 @@ impl Story {
                 .all(|told| matches!(told.checked, Some((_, None))));
         json!({
             "outcome": if failure.is_some() { "failed" } else { "committed" },
+            "request": self.request,
             "failure": failure.map(ToString::to_string),
             "verified": failure.is_none() && checked,
             "plan": plan::report(agreed, traffic),

@@ -219,6 +219,12 @@ impl Stack {
         })
     }
 
+    /// Counters of each provider's interface.
+    pub fn stats_by_provider(&self) -> impl Iterator<Item = (&'static str, Stats)> + '_ {
+        let of = |member: &Member| (member.interface.name(), member.interface.stats());
+        self.members.iter().map(of)
+    }
+
     /// Starts connecting to a peer that has several addresses, by the best of them as [`select`] sees it. If that ends
     /// before it is connected, the next best is tried; unless more than some messages were queued, which only the first
     /// knows of.
