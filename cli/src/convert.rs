@@ -16,24 +16,25 @@ use crate::{
 
 pub(crate) fn convert(command: &args::Convert) -> Result<(), Failure> {
     let sides = inputs::read(&command.producer, &command.consumer)?;
-    let agreed = inputs::agree(sides, command.json.as_deref())?;
+    let requested = inputs::agree(sides, command.json.as_deref())?;
+    let agreed = requested.agreed();
     let sources = pools(&command.producer, &agreed.producer)?;
     let mut targets = pools(&command.consumer, &agreed.consumer)?;
     make_folder(&command.out)?;
     let start = std::time::Instant::now();
-    let counts = execute::convert(&agreed, &sources, &mut targets);
+    let counts = execute::convert(&requested, &sources, &mut targets);
     let elapsed = start.elapsed();
     for (rank, pool) in agreed.consumer.ranks.iter().zip(&targets) {
         let path = files::pool_path(&command.consumer, rank)?;
         let name = path.file_name().unwrap_or(path.as_os_str());
         files::write_pool(&command.out.join(name), rank, pool)?;
     }
-    let traffic = traffic(&agreed);
+    let traffic = traffic(&requested);
     let read: u64 = traffic.iter().map(|pair| pair.bytes_read).sum();
     let written: u64 = traffic.iter().map(|pair| pair.bytes_written).sum();
     show(format_args!(
         "converted {} tokens: read {}, wrote {} in {:.3} s ({}); {} saturated, {} NaN\n",
-        agreed.agreement.tokens,
+        requested.tokens(),
         picture::bytes(read),
         picture::bytes(written),
         elapsed.as_secs_f64(),
@@ -45,7 +46,7 @@ pub(crate) fn convert(command: &args::Convert) -> Result<(), Failure> {
         command.json.as_deref(),
         &json!({
             "outcome": "converted",
-            "tokens": agreed.agreement.tokens,
+            "tokens": requested.tokens(),
             "bytes_read": read,
             "bytes_written": written,
             "elapsed_ns": elapsed.as_nanos() as u64,

@@ -3,15 +3,18 @@
 use std::{path::Path, sync::Arc};
 
 use moai_fabric::{
-    collectives::{descriptor::Descriptor, execute::Agreed, negotiate::negotiate},
+    collectives::{descriptor::Descriptor, execute::Requested, request::Request},
     files, synthetic,
 };
 use serde_json::json;
 
 use crate::failure::{Failure, write_json};
 
+/// A side, and what of it is to be moved.
+pub(crate) type Side = (Descriptor, Request);
+
 /// Reads both descriptions.
-pub(crate) fn read(producer: &Path, consumer: &Path) -> Result<[Descriptor; 2], Failure> {
+pub(crate) fn read(producer: &Path, consumer: &Path) -> Result<[Side; 2], Failure> {
     Ok([
         files::read_description(producer)?,
         files::read_description(consumer)?,
@@ -24,7 +27,7 @@ pub(crate) fn sides(
     consumer: Option<&Path>,
     tokens: u32,
     seed: u64,
-) -> Result<[Descriptor; 2], Failure> {
+) -> Result<[Side; 2], Failure> {
     match (producer, consumer) {
         (Some(producer), Some(consumer)) => read(producer, consumer),
         _ => Ok(synthetic::sides(tokens, seed)?),
@@ -33,15 +36,11 @@ pub(crate) fn sides(
 
 /// Negotiates; a refusal also goes into the report that was asked for.
 pub(crate) fn agree(
-    [producer, consumer]: [Descriptor; 2],
+    [producer, consumer]: [Side; 2],
     report: Option<&Path>,
-) -> Result<Arc<Agreed>, Failure> {
-    match negotiate(&producer, &consumer) {
-        Ok(agreement) => Ok(Arc::new(Agreed {
-            producer,
-            consumer,
-            agreement,
-        })),
+) -> Result<Arc<Requested>, Failure> {
+    match Requested::agree(producer, consumer) {
+        Ok(requested) => Ok(Arc::new(requested)),
         Err(refusal) => {
             write_json(
                 report,

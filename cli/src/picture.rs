@@ -5,7 +5,7 @@
 
 use moai_fabric::collectives::{
     descriptor::{Component, Descriptor},
-    execute::Agreed,
+    execute::{Agreed, Requested},
     negotiate::Carriage,
     traffic::PairTraffic,
 };
@@ -77,13 +77,14 @@ pub(crate) fn rate(bytes: u64, ns: u64) -> String {
 ///
 /// At most 80 characters wide. Past 16 ranks a side is shown in ranges of ranks.
 #[must_use]
-pub(crate) fn matrix(agreed: &Agreed, traffic: &[PairTraffic], colour: bool) -> String {
+pub(crate) fn matrix(requested: &Requested, traffic: &[PairTraffic], colour: bool) -> String {
+    let agreed = requested.agreed();
     let pen = Pen { colour };
     let (producer, consumer) = (&agreed.producer, &agreed.consumer);
     let title = format!(
         "{}, {}: {} → {}",
         model(agreed),
-        count(agreed.agreement.tokens.into(), "token"),
+        count(requested.tokens().into(), "token"),
         count(producer.ranks.len() as u64, "rank"),
         count(consumer.ranks.len() as u64, "rank")
     );
@@ -481,28 +482,24 @@ pub(crate) mod tests {
     use std::{path::Path, sync::Arc};
 
     use moai_fabric::{
-        collectives::{negotiate::negotiate, traffic::traffic},
+        collectives::{request::Request, traffic::traffic},
         files,
     };
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::inputs::Side;
 
     /// Two descriptions, agreed, and the traffic between them.
-    pub(crate) fn agree(sides: [Descriptor; 2]) -> (Arc<Agreed>, Vec<PairTraffic>) {
+    pub(crate) fn agree(sides: [Side; 2]) -> (Arc<Requested>, Vec<PairTraffic>) {
         let [producer, consumer] = sides;
-        let agreement = negotiate(&producer, &consumer).unwrap();
-        let agreed = Arc::new(Agreed {
-            producer,
-            consumer,
-            agreement,
-        });
-        let traffic = traffic(&agreed);
-        (agreed, traffic)
+        let requested = Arc::new(Requested::agree(producer, consumer).unwrap());
+        let traffic = traffic(&requested);
+        (requested, traffic)
     }
 
     /// A case of `tests/data/kv`, by the number its name starts with.
-    pub(crate) fn case(number: &str) -> (Arc<Agreed>, Vec<PairTraffic>) {
+    pub(crate) fn case(number: &str) -> (Arc<Requested>, Vec<PairTraffic>) {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/kv");
         let folder = std::fs::read_dir(root)
             .unwrap()
@@ -519,7 +516,7 @@ pub(crate) mod tests {
     }
 
     /// One side of `tp` × `pp` ranks that holds 30 layers of 8 heads for 64 tokens.
-    pub(crate) fn side(engine: &str, tp: u32, pp: u32, element: &str) -> Descriptor {
+    pub(crate) fn side(engine: &str, tp: u32, pp: u32, element: &str) -> Side {
         let component = |name: &str| -> Value {
             json!({ "name": name, "heads": 8, "dim": 64, "pool": "kv", "format": { "element": element },
                     "layout": "[layer] page part slot head dim" })
@@ -533,7 +530,7 @@ pub(crate) mod tests {
             "components": [component("key"), component("value")],
             "ranks": ranks, "request": { "tokens": 64 },
         });
-        Descriptor::from_json(&text.to_string()).unwrap()
+        Request::read(&text.to_string()).unwrap()
     }
 
     #[test]
@@ -604,7 +601,7 @@ translation
     }
 
     /// One rank with keys and values of 8 heads in pages of 16, and what they keep apart behind them.
-    fn apart(format: &Value, dim: u32, params: Option<(u32, &str)>) -> Descriptor {
+    fn apart(format: &Value, dim: u32, params: Option<(u32, &str)>) -> Side {
         let component = |name: &str, dim: u32, pool: &str, format: &Value| {
             json!({ "name": name, "heads": 8, "dim": dim, "pool": pool, "format": format,
                     "layout": "[layer] page slot head dim" })
@@ -623,7 +620,7 @@ translation
             "components": components, "request": { "tokens": 64 },
             "ranks": [{ "rank": 0, "pages": 4, "request_pages": [3, 1, 0, 2] }],
         });
-        Descriptor::from_json(&text.to_string()).unwrap()
+        Request::read(&text.to_string()).unwrap()
     }
 
     #[test]

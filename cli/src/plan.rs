@@ -4,7 +4,7 @@ use std::{io::IsTerminal, time::Duration};
 
 use moai_fabric::collectives::{
     cost::{self, Choice, Rates},
-    execute::Agreed,
+    execute::Requested,
     plan::Pair,
     traffic::{PairTraffic, traffic},
 };
@@ -18,16 +18,16 @@ use crate::{
 
 pub(crate) fn plan(command: &args::Plan) -> Result<(), Failure> {
     let sides = inputs::read(&command.producer, &command.consumer)?;
-    let agreed = inputs::agree(sides, command.json.as_deref())?;
-    let traffic = traffic(&agreed);
-    let matrix = picture::matrix(&agreed, &traffic, std::io::stdout().is_terminal());
-    let ways = ways(&agreed)?;
+    let requested = inputs::agree(sides, command.json.as_deref())?;
+    let traffic = traffic(&requested);
+    let matrix = picture::matrix(&requested, &traffic, std::io::stdout().is_terminal());
+    let ways = ways(&requested)?;
     show(format_args!("{matrix}\n{}", steps(&traffic, &ways)))?;
     if let Some(path) = &command.svg {
-        std::fs::write(path, svg::draw(&agreed, &traffic))
+        std::fs::write(path, svg::draw(&requested, &traffic))
             .map_err(|error| Failure::Input(format!("cannot write {}: {error}", path.display())))?;
     }
-    let mut report = report(&agreed, &traffic);
+    let mut report = report(&requested, &traffic);
     report["ways"] = ways.iter().map(Way::json).collect();
     write_json(command.json.as_deref(), &report)
 }
@@ -64,14 +64,15 @@ impl Way {
 }
 
 /// The way of every pair, by what this machine can do.
-fn ways(agreed: &Agreed) -> Result<Vec<Way>, Failure> {
+fn ways(requested: &Requested) -> Result<Vec<Way>, Failure> {
+    let agreed = requested.agreed();
     let [whole, each] = BUDGETS;
     let bounds = bounds::measure(whole)
         .map_err(|error| Failure::Transfer(format!("cannot measure this machine: {error}")))?;
     let rates = Rates::new(bounds.memcpy_gb_s, bounds.loopback_gb_s)
         .with_measured_conversions(agreed, each);
     let way = |pair: &Pair| {
-        let spans = cost::bytes_by_span(agreed, pair);
+        let spans = cost::bytes_by_span(&agreed.agreement, pair, &requested.chunks(pair));
         let choose = |can_map| cost::choose(&agreed.agreement, &spans, &rates, can_map);
         Way {
             source: pair.source,
@@ -151,7 +152,8 @@ fn ranges(list: &[u32]) -> String {
 }
 
 /// The plan for programs to read.
-pub(crate) fn report(agreed: &Agreed, traffic: &[PairTraffic]) -> Value {
+pub(crate) fn report(requested: &Requested, traffic: &[PairTraffic]) -> Value {
+    let agreed = requested.agreed();
     let agreement = &agreed.agreement;
     let digest: String = agreement
         .digest()
@@ -184,7 +186,7 @@ pub(crate) fn report(agreed: &Agreed, traffic: &[PairTraffic]) -> Value {
         "agreement": digest,
         "producer": agreed.producer.engine,
         "consumer": agreed.consumer.engine,
-        "tokens": agreement.tokens,
+        "tokens": requested.tokens(),
         "carried": carried,
         "pairs": traffic,
     })

@@ -16,7 +16,7 @@ use moai_translate::program::{Place, Program, Progression, Side};
 use crate::{
     execute::Agreed,
     negotiate::{Agreement, Role},
-    plan::Pair,
+    plan::{Chunks, Pair},
 };
 
 /// What a machine can do, in 10⁹ bytes a second: measured, or given.
@@ -224,17 +224,19 @@ pub fn choose(
     }
 }
 
-/// What [`choose`] asks of a pair: the bytes of each span, from the chunks of its plan.
+/// What [`choose`] asks of a pair: the bytes of each span that a request moves. Costs the same for any number of tokens.
 #[must_use]
-pub fn bytes_by_span(agreed: &Agreed, pair: &Pair) -> Vec<(usize, [u64; 3])> {
-    let agreement = &agreed.agreement;
+pub fn bytes_by_span(
+    agreement: &Agreement,
+    pair: &Pair,
+    chunks: &Chunks,
+) -> Vec<(usize, [u64; 3])> {
     let mut spans: Vec<(usize, [u64; 3])> = Vec::new();
-    for chunk in agreement.chunks(&agreed.producer, &agreed.consumer, pair) {
-        let step = &pair.steps[chunk.step as usize];
-        let rows = u64::from(step.heads.end - step.heads.start) * u64::from(chunk.tokens.count);
-        let bytes = agreement.carriages[step.span]
-            .row_bytes
-            .map(|row| row * rows);
+    for (index, step) in pair.steps.iter().enumerate() {
+        let (layers, tokens) = chunks.step(index);
+        let rows = u64::from(step.heads.end - step.heads.start) * tokens * layers.len() as u64;
+        let row_bytes = agreement.carriages[step.span].row_bytes;
+        let bytes = row_bytes.map(|row| row * rows);
         match spans.iter_mut().find(|(span, _)| *span == step.span) {
             Some((_, sums)) => sums
                 .iter_mut()
@@ -251,10 +253,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{descriptor::Descriptor, negotiate::negotiate};
+    use crate::{execute::Requested, request::Request};
 
-    fn agreed(from: &str, to: &str) -> Agreed {
-        let side = |element: &str| -> Descriptor {
+    fn agreed(from: &str, to: &str) -> Requested {
+        let side = |element: &str| {
             let document: Value = json!({
                 "version": 1, "model": { "layers": 2 }, "parallel": { "tp": 1 },
                 "page_slots": 16,
@@ -265,20 +267,16 @@ mod tests {
                 "ranks": [{ "rank": 0, "pages": 8, "request_pages": [0, 1, 2, 3] }],
                 "request": { "tokens": 64 },
             });
-            Descriptor::from_json(&document.to_string()).unwrap()
+            Request::read(&document.to_string()).unwrap()
         };
-        let (producer, consumer) = (side(from), side(to));
-        let agreement = negotiate(&producer, &consumer).unwrap();
-        Agreed {
-            producer,
-            consumer,
-            agreement,
-        }
+        Requested::agree(side(from), side(to)).unwrap()
     }
 
-    fn choice(agreed: &Agreed, rates: &Rates, can_map: bool) -> Choice {
-        let spans = bytes_by_span(agreed, &agreed.agreement.pairs[0]);
-        choose(&agreed.agreement, &spans, rates, can_map)
+    fn choice(requested: &Requested, rates: &Rates, can_map: bool) -> Choice {
+        let agreement = &requested.agreed().agreement;
+        let pair = &agreement.pairs[0];
+        let spans = bytes_by_span(agreement, pair, &requested.chunks(pair));
+        choose(agreement, &spans, rates, can_map)
     }
 
     #[test]
@@ -316,9 +314,9 @@ mod tests {
         let rates = Rates::new(8.0, 4.0);
         let same = rates
             .clone()
-            .with_measured_conversions(&agreed("bf16", "bf16"), budget);
+            .with_measured_conversions(agreed("bf16", "bf16").agreed(), budget);
         assert_eq!(same.convert, [8.0]);
-        let other = rates.with_measured_conversions(&agreed("bf16", "e4m3fn"), budget);
+        let other = rates.with_measured_conversions(agreed("bf16", "e4m3fn").agreed(), budget);
         assert!(other.convert[0] > 0.0 && other.convert[0].is_finite());
     }
 }

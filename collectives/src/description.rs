@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use moai_translate::layout::Placed;
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Coverage;
+
 /// One side: an engine instance with all of its ranks.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -36,8 +38,9 @@ pub struct Description {
     pub components: Vec<Component>,
     /// What each rank owns and where.
     pub ranks: Vec<Rank>,
-    /// The request to be moved.
-    pub request: Request,
+    /// The request to be moved; a description of an engine alone has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Request>,
 }
 
 /// Whose values a cache holds.
@@ -359,8 +362,9 @@ pub struct Rank {
     /// Safetensors file with the regions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
-    /// Pages of the request in the order of the tokens this rank owns; by group, where there are groups.
-    pub request_pages: RequestPages,
+    /// Pages of the request, if there is one, in the order of the tokens this rank owns; by group, where there are groups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_pages: Option<RequestPages>,
 }
 
 /// Pages of the request.
@@ -384,4 +388,21 @@ pub enum RequestPages {
 pub struct Request {
     /// Its tokens, from 0.
     pub tokens: u32,
+    /// The first token to be moved, where those before it are there already.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub first: u32,
+    /// Half-open interval of global layers to be moved; all, if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<[u32; 2]>,
+    /// How much of it is digested.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub digest: Coverage,
+}
+
+fn is_zero(value: &u32) -> bool {
+    *value == 0
+}
+
+fn is_default(value: &Coverage) -> bool {
+    *value == Coverage::default()
 }

@@ -23,12 +23,45 @@
 //! The inner sum is multilinear hashing (Lemire and Kaser, "Strongly universal string hashing is
 //! fast", 2014); `mix` is the finalizer of SplitMix64 (Steele, Lea and Flood, 2014).
 
+use std::fmt;
+
 use moai_translate::{cpu::Multilinear, layout::RowOrder};
+use serde::{Deserialize, Serialize};
+
+/// How much of what is moved is digested; both sides must do alike.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(clippy::exhaustive_enums, reason = "nothing, some or all")]
+pub enum Coverage {
+    /// Nothing: sums are zero.
+    Off,
+    /// One row in [`SAMPLE`], chosen by the key: whoever damages rows cannot know which. Finds what damages many rows
+    /// (a wrong layout, scale or page), seldom a flipped bit.
+    Sample,
+    /// Every row.
+    #[default]
+    Full,
+}
+
+impl fmt::Display for Coverage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Sample => "sample",
+            Self::Full => "full",
+        })
+    }
+}
+
+/// Of so many rows [`Coverage::Sample`] digests one. A page of 16 tokens has one on average, whose cost is lost beside
+/// copying it.
+pub const SAMPLE: u64 = 16;
 
 /// Key and constants of one transfer's digest.
 #[derive(Clone, Debug)]
 pub struct DigestKey {
     key: u64,
+    coverage: Coverage,
     constants: Multilinear,
 }
 
@@ -86,7 +119,29 @@ impl DigestKey {
             |i: u64| ((mix(key.wrapping_add(i.wrapping_mul(GAMMA))) >> 32) as u32).max(1);
         Self {
             key,
+            coverage: Coverage::Full,
             constants: Multilinear::new((1..=words).map(constant).collect()),
+        }
+    }
+
+    /// Digests so much of the rows that it is given.
+    #[must_use]
+    pub fn covering(mut self, coverage: Coverage) -> Self {
+        self.coverage = coverage;
+        self
+    }
+
+    /// How much it digests.
+    #[must_use]
+    pub fn coverage(&self) -> Coverage {
+        self.coverage
+    }
+
+    fn covers(&self, spot: u64) -> bool {
+        match self.coverage {
+            Coverage::Off => false,
+            Coverage::Sample => spot % SAMPLE == 0,
+            Coverage::Full => true,
         }
     }
 
@@ -97,13 +152,22 @@ impl DigestKey {
     /// If the row is longer than the key was made for.
     #[must_use]
     pub fn row(&self, at: RowAt, row: &[u8], params: &[u8]) -> u64 {
+        let place = self.place(at.layer, at.component);
+        let spot = u64::from(at.head) << 32 | u64::from(at.token);
+        let spot = mix(place.wrapping_add(spot));
+        match self.covers(spot) {
+            true => self.row_at(spot, row, params),
+            false => 0,
+        }
+    }
+
+    /// The hash of a row whose coordinates hash to `spot`.
+    fn row_at(&self, spot: u64, row: &[u8], params: &[u8]) -> u64 {
         let mut sum = self.constants.sum(0, row);
         if !params.is_empty() {
             sum = sum.wrapping_add(self.constants.sum(row.len().div_ceil(4), params));
         }
-        let place = self.place(at.layer, at.component);
-        let spot = u64::from(at.head) << 32 | u64::from(at.token);
-        mix(sum.wrapping_add(mix(place.wrapping_add(spot))))
+        mix(sum.wrapping_add(spot))
     }
 
     fn place(&self, layer: u32, component: u32) -> u64 {
@@ -117,6 +181,42 @@ impl DigestKey {
     /// If a row is longer than the key was made for, or there are no rows.
     #[must_use]
     pub fn rows(&self, at: RowsAt, codes: &[u8], params: &[u8]) -> u64 {
+        match self.coverage {
+            Coverage::Off => 0,
+            Coverage::Sample => self.some_rows(at, codes, params),
+            Coverage::Full => self.all_rows(at, codes, params),
+        }
+    }
+
+    /// Those rows that belong to the sample, by themselves.
+    fn some_rows(&self, at: RowsAt, codes: &[u8], params: &[u8]) -> u64 {
+        let (outer, inner) = match at.order {
+            RowOrder::TokenHead => (at.tokens, at.heads),
+            RowOrder::HeadToken => (at.heads, at.tokens),
+        };
+        let count = outer as usize * inner as usize;
+        let (row_bytes, params_bytes) = (codes.len() / count, params.len() / count);
+        let place = self.place(at.first.layer, at.first.component);
+        let mut total = 0_u64;
+        for row in 0..count {
+            let (o, i) = (row as u32 / inner, row as u32 % inner);
+            let (head, token) = match at.order {
+                RowOrder::TokenHead => (i, o),
+                RowOrder::HeadToken => (o, i),
+            };
+            let head = u64::from(at.first.head + head);
+            let token = u64::from(at.first.token + token * at.token_step);
+            let spot = mix(place.wrapping_add(head << 32 | token));
+            if self.covers(spot) {
+                let codes = &codes[row * row_bytes..][..row_bytes];
+                let params = &params[row * params_bytes..][..params_bytes];
+                total = total.wrapping_add(self.row_at(spot, codes, params));
+            }
+        }
+        total
+    }
+
+    fn all_rows(&self, at: RowsAt, codes: &[u8], params: &[u8]) -> u64 {
         let count = at.heads as usize * at.tokens as usize;
         let (row_bytes, params_bytes) = (codes.len() / count, params.len() / count);
         let place = self.place(at.first.layer, at.first.component);

@@ -2,11 +2,15 @@
 //!
 //! ```text
 //!   description  ──check──▶  descriptor ┐
-//!    (JSON)                             ├─negotiate─▶ agreement ──plan──▶ pairs, steps ──▶ chunks
-//!   description  ──check──▶  descriptor ┘  or refusal
+//!    (JSON)                             ├─negotiate─▶ agreement ──plan──▶ pairs, steps ┐
+//!   description  ──check──▶  descriptor ┘  or refusal                                  ├──▶ chunks
+//!                                              request of both sides ───────check──────┘
 //! ```
 //!
+//! All above the last line is done once for two engines, the last line for each request.
+//!
 //! - [`description`]: the JSON document; [`descriptor`]: the same, checked.
+//! - [`request`]: what of a cache is to be moved, and in which pages it lies.
 //! - [`tokens`]: which tokens a rank holds.
 //! - [`negotiate`]: whether two sides fit, and how rows travel.
 //! - [`plan`]: who sends what to whom; [`execute`]: doing it.
@@ -23,6 +27,7 @@ pub mod limits;
 pub mod negotiate;
 pub mod plan;
 pub mod protocol;
+pub mod request;
 pub mod tokens;
 pub mod traffic;
 pub mod transfer;

@@ -21,8 +21,11 @@ pub const MAX_SIDE_REGIONS: u64 = 1 << 20;
 pub const MAX_OWNED: u64 = 1 << 24;
 /// Context parallel ranks. Engines use up to 64; plans look at every pair of them.
 pub const MAX_CP: u32 = 256;
-/// Chunks of all pairs of a request: both sides list them. A quarter of a TiB at [`CHUNK_BYTES`].
+/// Chunks of all pairs of a request: a consumer notes of each whether it has landed. A quarter of a TiB at
+/// [`CHUNK_BYTES`].
 pub const MAX_CHUNKS: u64 = 1 << 20;
+/// Steps × layers of a pair that a request moves: each has a sum of digests, and one message carries those of a pair.
+pub const MAX_PARTS: usize = 65_536;
 /// Obstacles that a refusal lists; of more, it says how many.
 pub const MAX_OBSTACLES: usize = 256;
 /// Tokens of a request, and slots of a page: indices stay in `u32` with room for sums.

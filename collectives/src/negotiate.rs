@@ -22,7 +22,8 @@ use sha2::{Digest, Sha256};
 use crate::{
     descriptor::{Component, Descriptor, Scale},
     limits,
-    plan::{self, Pair, Span},
+    plan::{self, Chunks, Pair, Span},
+    request::Request,
 };
 
 /// One of the two sides.
@@ -82,8 +83,6 @@ pub struct Agreement {
     pub carriages: Vec<Carriage>,
     /// Who sends what to whom.
     pub pairs: Vec<Pair>,
-    /// Tokens of the request.
-    pub tokens: u32,
     digest: [u8; 32],
 }
 
@@ -175,23 +174,16 @@ impl Agreement {
         }
     }
 
-    /// The chunks of a pair.
-    #[must_use]
-    pub fn chunks(
+    /// Makes `chunks` those of a pair for a request.
+    pub fn chunks_into(
         &self,
-        producer: &Descriptor,
-        consumer: &Descriptor,
+        sides: [&Descriptor; 2],
         pair: &Pair,
-    ) -> Vec<plan::Chunk> {
+        request: &Request,
+        chunks: &mut Chunks,
+    ) {
         let wire = |span: usize| self.carriages[span].row_bytes[1];
-        plan::chunks(
-            producer,
-            consumer,
-            pair,
-            self.tokens,
-            limits::CHUNK_BYTES,
-            wire,
-        )
+        chunks.take(sides, pair, request, limits::CHUNK_BYTES, wire);
     }
 }
 
@@ -203,7 +195,7 @@ fn pick(list: &[Arc<Conversion>], heads: Range<u32>) -> Conversions {
     }
 }
 
-/// Compares two sides.
+/// Compares two sides, whatever requests will come.
 ///
 /// # Errors
 ///
@@ -224,12 +216,6 @@ pub fn negotiate(producer: &Descriptor, consumer: &Descriptor) -> Result<Agreeme
             "both sides must have loaded the same weights",
         );
     }
-    obstacles.compare(
-        "request.tokens",
-        producer.tokens,
-        consumer.tokens,
-        "both sides must speak of the same request",
-    );
     let spans = spans(producer, consumer, &mut obstacles);
     let mut carriages = Vec::new();
     if producer.layers == consumer.layers {
@@ -264,58 +250,48 @@ pub fn negotiate(producer: &Descriptor, consumer: &Descriptor) -> Result<Agreeme
     } else {
         Vec::new()
     };
-    if obstacles.list.is_empty() {
-        let chunks = |pair: &Pair| {
-            let wire = |span: usize| -> u64 {
-                carriages
-                    .get(span)
-                    .map_or(1, |carriage: &Carriage| carriage.row_bytes[1])
-            };
-            let (tokens, bytes) = (consumer.tokens, limits::CHUNK_BYTES);
-            plan::most_chunks(producer, consumer, pair, tokens, bytes, wire)
-        };
-        let chunks: u64 = pairs.iter().map(chunks).sum();
-        if chunks > limits::MAX_CHUNKS {
-            obstacles.add(
-                "request.tokens",
-                format!("{} tokens make up to {chunks} chunks", producer.tokens),
-                format!("{} at most", limits::MAX_CHUNKS),
-                "move a request this long in parts",
-            );
-        }
-    }
-    if obstacles.left_out > 0 {
-        obstacles.list.push(Obstacle {
-            field: "…".to_owned(),
-            producer: format!("{} more obstacles", obstacles.left_out),
-            consumer: "not listed".to_owned(),
-            resolve: "resolve those above first".to_owned(),
-        });
-    }
-    if !obstacles.list.is_empty() {
-        return Err(Refusal {
-            obstacles: obstacles.list,
-        });
-    }
+    obstacles.end()?;
     let digest = digest(producer, consumer);
     Ok(Agreement {
         spans,
         carriages,
         pairs,
-        tokens: consumer.tokens,
         digest,
     })
 }
 
 #[derive(Default)]
-struct Obstacles {
+pub(crate) struct Obstacles {
     list: Vec<Obstacle>,
     seen: HashSet<Obstacle>,
     left_out: usize,
 }
 
 impl Obstacles {
-    fn add(
+    /// A refusal, if there are any.
+    pub(crate) fn end(mut self) -> Result<(), Refusal> {
+        if self.left_out > 0 {
+            self.list.push(Obstacle {
+                field: "…".to_owned(),
+                producer: format!("{} more obstacles", self.left_out),
+                consumer: "not listed".to_owned(),
+                resolve: "resolve those above first".to_owned(),
+            });
+        }
+        match self.list.is_empty() {
+            true => Ok(()),
+            false => Err(Refusal {
+                obstacles: self.list,
+            }),
+        }
+    }
+
+    /// Takes in those of another comparison.
+    pub(crate) fn extend(&mut self, refusal: Refusal) {
+        self.list.extend(refusal.obstacles);
+    }
+
+    pub(crate) fn add(
         &mut self,
         field: impl Into<String>,
         producer: impl Into<String>,
@@ -335,7 +311,7 @@ impl Obstacles {
         }
     }
 
-    fn compare<T: PartialEq + fmt::Display>(
+    pub(crate) fn compare<T: PartialEq + fmt::Display>(
         &mut self,
         field: impl Into<String>,
         producer: T,
@@ -882,7 +858,7 @@ fn covered(side: &Descriptor, role: Role, obstacles: &mut Obstacles) {
     }
 }
 
-/// The producer holds at least the tokens that the consumer's windows need.
+/// The producer holds at least the tokens that the consumer's windows need, of a request of any length.
 fn windows(
     producer: &Descriptor,
     consumer: &Descriptor,
@@ -898,9 +874,8 @@ fn windows(
                 continue;
             };
             let (a, b) = (&producer.groups[a], &consumer.groups[b]);
-            let needed = b.window.unwrap_or(consumer.tokens).min(consumer.tokens);
             if let Some(window) = a.window
-                && window < needed
+                && b.window.is_none_or(|needed| window < needed)
             {
                 let name = |window: Option<u32>| {
                     window.map_or_else(
@@ -919,10 +894,10 @@ fn windows(
     }
 }
 
-/// Hashes what both sides say, apart from what differs between requests.
+/// Hashes what both sides say; nothing of it differs between requests.
 fn digest(producer: &Descriptor, consumer: &Descriptor) -> [u8; 32] {
     let mut hash = Sha256::new();
-    hash.update(b"moai agreement 1\0");
+    hash.update(b"moai agreement 2\0");
     for side in [producer, consumer] {
         let Descriptor {
             layers,
@@ -931,11 +906,10 @@ fn digest(producer: &Descriptor, consumer: &Descriptor) -> [u8; 32] {
             groups,
             components,
             ranks,
-            tokens,
             ..
         } = side;
         // `Debug` of these types is a complete and deterministic listing of their fields.
-        let text = format!("{layers} {parallel:?} {cp_unit:?} {groups:?} {components:?} {tokens}");
+        let text = format!("{layers} {parallel:?} {cp_unit:?} {groups:?} {components:?}");
         hash.update((text.len() as u64).to_le_bytes());
         hash.update(text.as_bytes());
         for rank in ranks {

@@ -91,6 +91,13 @@ impl Deal {
     #[must_use]
     pub fn held(self, me: u32, first: u32, tokens: u32) -> Vec<Held> {
         let mut runs = Vec::new();
+        self.held_into(me, first, tokens, &mut runs);
+        runs
+    }
+
+    /// As [`held`](Self::held), into a list that is used again.
+    pub fn held_into(self, me: u32, first: u32, tokens: u32, runs: &mut Vec<Held>) {
+        runs.clear();
         let mut index = 0;
         let mut push = |token: u32, step: u32, end: u32| {
             if token < end {
@@ -129,8 +136,21 @@ impl Deal {
                 push(start.max(first), 1, start.saturating_add(each).min(tokens));
             }
         }
-        runs
     }
+}
+
+/// Leaves out the tokens before `first`; the others keep their places.
+pub fn skip(runs: &mut Vec<Held>, first: u32) {
+    runs.retain_mut(|run| {
+        let before = first
+            .saturating_sub(run.token)
+            .div_ceil(run.step)
+            .min(run.count);
+        run.count -= before;
+        run.index += before;
+        run.token = run.token.saturating_add(before.saturating_mul(run.step));
+        run.count > 0
+    });
 }
 
 /// Tokens that both a source and a target rank hold, and where on each side.
@@ -153,6 +173,12 @@ pub struct Shared {
 #[must_use]
 pub fn meet(source: &[Held], target: &[Held]) -> Vec<Shared> {
     let mut shared = Vec::new();
+    meet_into(source, target, &mut shared);
+    shared
+}
+
+/// As [`meet`], at the end of a list.
+pub fn meet_into(source: &[Held], target: &[Held], shared: &mut Vec<Shared>) {
     let (mut i, mut j) = (0, 0);
     while let (Some(a), Some(b)) = (source.get(i), target.get(j)) {
         shared.extend(meet_runs(a, b));
@@ -162,7 +188,6 @@ pub fn meet(source: &[Held], target: &[Held]) -> Vec<Shared> {
             j += 1;
         }
     }
-    shared
 }
 
 impl Held {
@@ -270,6 +295,17 @@ mod tests {
                     };
                     for (held, truth) in lists(a) {
                         assert_eq!(listed(&held), truth, "{a:?} {tokens} {window:?}");
+                        for from in [0, 1, tokens / 2, tokens] {
+                            let mut rest = held.clone();
+                            skip(&mut rest, from);
+                            let places = rest.iter().flat_map(|run| {
+                                (0..run.count)
+                                    .map(|i| (run.token + i * run.step, (run.index + i) as usize))
+                            });
+                            let left = truth.iter().enumerate().filter(|(_, t)| **t >= from);
+                            let left: Vec<_> = left.map(|(i, t)| (*t, i)).collect();
+                            assert_eq!(places.collect::<Vec<_>>(), left, "{a:?} from {from}");
+                        }
                         for (other, other_truth) in lists(b) {
                             let mut want = Vec::new();
                             for (i, t) in truth.iter().enumerate() {

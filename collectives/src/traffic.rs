@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::{
-    execute::{Agreed, Runner},
+    execute::{Requested, Runner},
     negotiate::Role,
 };
 
@@ -47,19 +47,30 @@ pub struct StepTraffic {
     pub tokens: u64,
 }
 
+impl StepTraffic {
+    fn is_some(&self) -> bool {
+        !self.layers.is_empty() && self.tokens > 0
+    }
+}
+
 /// The traffic of every pair. Costs time in proportion to runs, not to elements.
 #[must_use]
-pub fn traffic(agreed: &Arc<Agreed>) -> Vec<PairTraffic> {
-    let agreement = &agreed.agreement;
+pub fn traffic(requested: &Arc<Requested>) -> Vec<PairTraffic> {
+    let agreement = &requested.agreed().agreement;
     let one = |pair: &crate::plan::Pair| {
-        let mut source = Runner::new(Arc::clone(agreed), pair, Role::Producer);
-        let mut target = Runner::new(Arc::clone(agreed), pair, Role::Consumer);
-        let step = |step: &crate::plan::Step| StepTraffic {
-            component: agreement.spans[step.span].name.clone(),
-            layers: step.layers.iter().map(|pair| pair.layer).collect(),
-            heads: [step.heads.start, step.heads.end],
-            tokens: 0,
+        let mut source = Runner::new(requested, pair, Role::Producer);
+        let mut target = Runner::new(requested, pair, Role::Consumer);
+        let step = |(index, step): (usize, &crate::plan::Step)| {
+            let (layers, tokens) = source.chunks().step(index);
+            let layers = layers.iter().map(|&at| step.layers[at as usize].layer);
+            StepTraffic {
+                component: agreement.spans[step.span].name.clone(),
+                layers: layers.collect(),
+                heads: [step.heads.start, step.heads.end],
+                tokens,
+            }
         };
+        let steps: Vec<StepTraffic> = pair.steps.iter().enumerate().map(step).collect();
         let mut sum = PairTraffic {
             source: pair.source,
             target: pair.target,
@@ -69,21 +80,16 @@ pub fn traffic(agreed: &Arc<Agreed>) -> Vec<PairTraffic> {
             chunks: source.chunks().len() as u64,
             source_runs: 0,
             target_runs: 0,
-            steps: pair.steps.iter().map(step).collect(),
+            // A step of which no layer or token is moved is not seen.
+            steps: steps.into_iter().filter(StepTraffic::is_some).collect(),
         };
         for index in 0..source.chunks().len() {
-            let chunk = source.chunks()[index];
-            let step = &pair.steps[chunk.step as usize];
-            let rows = u64::from(step.heads.end - step.heads.start) * u64::from(chunk.tokens.count);
-            let bytes = agreement.carriages[step.span].row_bytes;
-            sum.bytes_read += rows * bytes[0];
-            sum.bytes_wire += rows * bytes[1];
-            sum.bytes_written += rows * bytes[2];
+            let bytes = source.row_bytes(index);
+            sum.bytes_read += bytes[0];
+            sum.bytes_wire += bytes[1];
+            sum.bytes_written += bytes[2];
             sum.source_runs += source.paged_runs(index);
             sum.target_runs += target.paged_runs(index);
-            if chunk.layer == 0 {
-                sum.steps[chunk.step as usize].tokens += u64::from(chunk.tokens.count);
-            }
         }
         sum
     };

@@ -12,8 +12,9 @@ use std::{
 use moai_collectives::{
     descriptor::Descriptor,
     digest::DigestKey,
-    execute::{Agreed, PageCopy, Pool, Runner, Runs},
-    negotiate::{Role, negotiate},
+    execute::{PageCopy, Pool, Requested, Runner, Runs},
+    negotiate::Role,
+    request::Request,
 };
 use moai_memory::Region;
 use serde_json::json;
@@ -40,7 +41,7 @@ unsafe impl GlobalAlloc for Counting {
 static COUNTING: Counting = Counting;
 
 /// 2 ranks with 16 slots a page to one with 32: copied, transposed, converted to fewer bytes and to more.
-fn agreed(element: &str, layout: &str) -> Arc<Agreed> {
+fn requested(element: &str, layout: &str) -> Arc<Requested> {
     let side = |tp: u32, slots: u32, element: &str, layout: &str| {
         let pages = 256 / slots;
         let ranks: Vec<_> = (0..tp)
@@ -59,16 +60,11 @@ fn agreed(element: &str, layout: &str) -> Arc<Agreed> {
             "ranks": ranks,
             "request": { "tokens": 256 },
         });
-        Descriptor::from_json(&document.to_string()).unwrap()
+        Request::read(&document.to_string()).unwrap()
     };
     let producer = side(2, 16, "bf16", "[layer] page slot head dim");
     let consumer = side(1, 32, element, layout);
-    let agreement = negotiate(&producer, &consumer).unwrap();
-    Arc::new(Agreed {
-        producer,
-        consumer,
-        agreement,
-    })
+    Arc::new(Requested::agree(producer, consumer).unwrap())
 }
 
 fn pool(side: &Descriptor, rank: u32) -> Pool {
@@ -86,13 +82,13 @@ fn a_warm_runner_allocates_nothing() {
         ("e4m3fn", "[layer] page head slot dim"),
         ("f32", "[layer] page head dim slot"),
     ] {
-        let agreed = agreed(element, layout);
-        let pair = &agreed.agreement.pairs[0];
-        let source = pool(&agreed.producer, pair.source);
-        let mut target = pool(&agreed.consumer, pair.target);
-        let mut send = Runner::new(Arc::clone(&agreed), pair, Role::Producer);
-        let mut receive = Runner::new(Arc::clone(&agreed), pair, Role::Consumer);
-        let mut copy = PageCopy::new(Arc::clone(&agreed), pair, u64::MAX);
+        let requested = requested(element, layout);
+        let pair = &requested.agreed().agreement.pairs[0];
+        let source = pool(&requested.agreed().producer, pair.source);
+        let mut target = pool(&requested.agreed().consumer, pair.target);
+        let mut send = Runner::new(&requested, pair, Role::Producer);
+        let mut receive = Runner::new(&requested, pair, Role::Consumer);
+        let mut copy = PageCopy::new(&requested, pair, u64::MAX);
         let key = DigestKey::new(1, send.longest_row());
         let longest = send.chunks().iter().map(|chunk| chunk.bytes).max().unwrap();
         let mut wire = vec![0; longest as usize];
@@ -103,7 +99,7 @@ fn a_warm_runner_allocates_nothing() {
             assert!(round == 0 || counts.iter().sum::<u64>() > 0, "{counts:?}");
             counts = [0; 7];
             for index in 0..send.chunks().len() {
-                let bytes = send.chunks()[index].bytes as usize;
+                let bytes = send.row_bytes(index)[1] as usize;
                 let rows = &mut wire[..bytes];
                 let mut count = |what: usize, act: &mut dyn FnMut()| {
                     let before = ALLOCATIONS.load(Relaxed);

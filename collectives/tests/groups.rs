@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use moai_collectives::{
     descriptor::Descriptor,
-    execute::{Agreed, convert},
-    negotiate::negotiate,
+    execute::{Requested, convert},
+    request::Request,
 };
 use moai_memory::Region;
 use serde_json::{Value, json};
@@ -60,16 +60,15 @@ fn plain_row(layer: u32, token: u32) -> (usize, usize) {
 type Row = fn(u32, u32) -> (usize, usize);
 
 fn check(from: &Value, from_row: Row, to: &Value, to_row: Row) {
-    let read = |side: &Value| Descriptor::from_json(&side.to_string()).unwrap();
+    let read = |side: &Value| Request::read(&side.to_string()).unwrap();
     let (producer, consumer) = (read(from), read(to));
-    let agreement = negotiate(&producer, &consumer).unwrap_or_else(|refusal| panic!("{refusal}"));
     let pool = |side: &Descriptor, fill: fn(usize) -> u8| -> Vec<Region> {
         let regions = side.ranks[0].regions.iter();
         regions
             .map(|r| Region::from_host((0..r.bytes as usize).map(fill).collect()))
             .collect()
     };
-    let mut sources = [pool(&producer, |_| 0xEE)];
+    let mut sources = [pool(&producer.0, |_| 0xEE)];
     for layer in 0..3 {
         for token in 0..TOKENS {
             let (region, byte) = from_row(layer, token);
@@ -79,8 +78,8 @@ fn check(from: &Value, from_row: Row, to: &Value, to_row: Row) {
             }
         }
     }
-    let mut targets = [pool(&consumer, |i| i as u8)];
-    let mut wanted = pool(&consumer, |i| i as u8);
+    let mut targets = [pool(&consumer.0, |i| i as u8)];
+    let mut wanted = pool(&consumer.0, |i| i as u8);
     for layer in 0..3 {
         for token in 0..TOKENS {
             let ((sr, sb), (tr, tb)) = (from_row(layer, token), to_row(layer, token));
@@ -88,15 +87,9 @@ fn check(from: &Value, from_row: Row, to: &Value, to_row: Row) {
             wanted[tr].as_mut_slice()[tb..tb + DIM as usize].copy_from_slice(&row);
         }
     }
-    convert(
-        &Arc::new(Agreed {
-            producer,
-            consumer,
-            agreement,
-        }),
-        &sources,
-        &mut targets,
-    );
+    let requested = Requested::agree(producer, consumer);
+    let requested = Arc::new(requested.unwrap_or_else(|refusal| panic!("{refusal}")));
+    convert(&requested, &sources, &mut targets);
     for (got, want) in targets[0].iter().zip(&wanted) {
         assert!(got.as_slice() == want.as_slice());
     }

@@ -15,8 +15,8 @@ use moai_collectives::{
     description::Description,
     descriptor::Descriptor,
     digest::DigestKey,
-    execute::{Agreed, Pool, convert},
-    negotiate::negotiate,
+    execute::{Pool, Requested, convert},
+    request::Request,
     traffic::traffic,
 };
 use moai_memory::Region;
@@ -421,7 +421,7 @@ fn mutated(rng: &mut Rng, documents: &[[Value; 2]]) -> [Value; 2] {
     pair
 }
 
-fn small(sides: [&Descriptor; 2]) -> bool {
+fn small(sides: [&Descriptor; 2], tokens: u32) -> bool {
     let regions = || {
         sides
             .iter()
@@ -434,7 +434,7 @@ fn small(sides: [&Descriptor; 2]) -> bool {
             let one = |c: usize| {
                 r.layers_of(c).len() as u64
                     * u64::from(r.heads(c).end - r.heads(c).start)
-                    * u64::from(side.tokens)
+                    * u64::from(tokens)
             };
             (0..side.components.len()).map(one).sum()
         };
@@ -472,15 +472,15 @@ fn one(seed: u64, documents: &[[Value; 2]]) -> Outcome {
     if std::env::var_os("MOAI_TRACE").is_some() {
         eprintln!("seed {seed}\n{}\n{}", texts[0], texts[1]);
     }
-    let sides = texts.each_ref().map(|text| Descriptor::from_json(text));
+    let sides = texts.each_ref().map(|text| Request::read(text));
     for error in sides.iter().filter_map(|side| side.as_ref().err()) {
         assert!(!error.to_string().is_empty());
     }
     let [Ok(producer), Ok(consumer)] = sides else {
         return Outcome::Bad;
     };
-    let agreement = match negotiate(&producer, &consumer) {
-        Ok(agreement) => agreement,
+    let requested = match Requested::agree(producer, consumer) {
+        Ok(requested) => Arc::new(requested),
         Err(refusal) => {
             assert!(!refusal.obstacles.is_empty());
             return Outcome::Refused;
@@ -490,15 +490,12 @@ fn one(seed: u64, documents: &[[Value; 2]]) -> Outcome {
         let mut elements = side.components.iter().map(|c| c.format.element);
         elements.all(|element| ELEMENTS.contains(&element.name()))
     };
-    if !small([&producer, &consumer]) || !known(&producer) || !known(&consumer) {
+    let agreed = requested.agreed();
+    let sides = agreed.sides();
+    if !small(sides, requested.tokens()) || !sides.into_iter().all(known) {
         return Outcome::Agreed;
     }
-    let agreed = Arc::new(Agreed {
-        producer,
-        consumer,
-        agreement,
-    });
-    let said = traffic(&agreed);
+    let said = traffic(&requested);
     // The enumeration reads fields where the schema has them, and knows the elements with codecs.
     let [naive_producer, naive_consumer] = texts.each_ref().map(|text| {
         let description: Description = serde_json::from_str(text).unwrap();
@@ -542,7 +539,7 @@ fn one(seed: u64, documents: &[[Value; 2]]) -> Outcome {
         &agreed.agreement,
         &key,
     );
-    convert(&agreed, &given, &mut found);
+    convert(&requested, &given, &mut found);
     for (rank, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
         for (region, (found, wanted)) in found.iter().zip(wanted).enumerate() {
             assert!(

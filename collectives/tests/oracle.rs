@@ -8,10 +8,11 @@ use std::{
 };
 
 use moai_collectives::{
-    descriptor::Descriptor,
     digest::DigestKey,
-    execute::{Agreed, PageCopy, Pool, Runner, Runs, convert},
-    negotiate::{Role, negotiate},
+    execute::{PageCopy, Pool, Requested, Runner, Runs, convert},
+    negotiate::Role,
+    plan::Chunk,
+    request::Request,
 };
 use moai_memory::Region;
 use moai_translate::{element::Element, format::Counts};
@@ -22,9 +23,13 @@ use support::{
     rng::{Rng, cases},
 };
 
+fn chunks(runner: &Runner) -> Vec<Chunk> {
+    runner.chunks().iter().collect()
+}
+
 /// A pair of sides with their memory.
 struct Case {
-    agreed: Arc<Agreed>,
+    requested: Arc<Requested>,
     producer: naive::Side,
     consumer: naive::Side,
     sources: Vec<naive::Regions>,
@@ -40,11 +45,11 @@ impl Case {
             serde_json::to_string(consumer).unwrap()
         );
         let read = |doc: &Value| {
-            Descriptor::from_json(&doc.to_string())
+            Request::read(&doc.to_string())
                 .unwrap_or_else(|error| panic!("a valid description is refused: {error}\n{doc}"))
         };
         let (p, c) = (read(producer), read(consumer));
-        let agreement = negotiate(&p, &c)
+        let requested = Requested::agree(p, c)
             .unwrap_or_else(|refusal| panic!("a pair that fits is refused: {refusal}\n{text}"));
         let (producer, consumer) = (naive::Side::read(producer), naive::Side::read(consumer));
         let mut sources = Vec::new();
@@ -56,11 +61,7 @@ impl Case {
         let targets = (0..consumer.ranks.len()).map(|rank| consumer.regions(rank, rng));
         let targets = targets.collect();
         Self {
-            agreed: Arc::new(Agreed {
-                producer: p,
-                consumer: c,
-                agreement,
-            }),
+            requested: Arc::new(requested),
             producer,
             consumer,
             sources,
@@ -72,13 +73,15 @@ impl Case {
     fn random(seed: u64, options: Options) -> Self {
         let mut rng = Rng::new(seed);
         let model = generate::model(&mut rng, options);
-        let producer = generate::side(&mut rng, &model, 0);
-        let consumer = generate::side(&mut rng, &model, 1);
-        Self::new(&mut rng, &producer, &consumer, seed)
+        let mut sides = [0, 1].map(|which| generate::side(&mut rng, &model, which));
+        if options.parts {
+            generate::part(&mut rng, &mut sides);
+        }
+        Self::new(&mut rng, &sides[0], &sides[1], seed)
     }
 
     fn key(&self) -> DigestKey {
-        let rows = self.agreed.agreement.carriages.iter();
+        let rows = self.requested.agreed().agreement.carriages.iter();
         DigestKey::new(
             0xFEED,
             rows.map(|c| c.row_bytes[1].max(c.row_bytes[2]) as usize)
@@ -94,7 +97,7 @@ impl Case {
             &self.consumer,
             &self.sources,
             &mut targets,
-            &self.agreed.agreement,
+            &self.requested.agreed().agreement,
             &self.key(),
         );
         (expected, targets)
@@ -103,8 +106,8 @@ impl Case {
     /// The memory of a side in the descriptor's order of regions.
     fn pools(&self, role: Role, regions: &[naive::Regions]) -> Vec<Pool> {
         let (side, described) = match role {
-            Role::Producer => (&self.producer, &self.agreed.producer),
-            Role::Consumer => (&self.consumer, &self.agreed.consumer),
+            Role::Producer => (&self.producer, &self.requested.agreed().producer),
+            Role::Consumer => (&self.consumer, &self.requested.agreed().consumer),
         };
         let mut pools = Vec::new();
         for ((rank, given), shard) in side.ranks.iter().zip(regions).zip(&described.ranks) {
@@ -139,7 +142,7 @@ impl Case {
                 }
                 let at = got.iter().zip(wanted).position(|(a, b)| a != b).unwrap();
                 let count = got.iter().zip(wanted).filter(|(a, b)| a != b).count();
-                let name = &self.agreed.consumer.ranks[rank].regions[region].name;
+                let name = &self.requested.agreed().consumer.ranks[rank].regions[region].name;
                 panic!(
                     "{what}: {count} of {} bytes of rank {rank} {name} differ; the first, {at}, is {} and should be {}\n{}",
                     got.len(),
@@ -159,7 +162,7 @@ fn converted_pools_equal_an_enumeration_of_rows() {
         let (expected, wanted) = case.expected();
         let sources = case.pools(Role::Producer, &case.sources);
         let mut targets = case.pools(Role::Consumer, &case.targets);
-        let counts = convert(&case.agreed, &sources, &mut targets);
+        let counts = convert(&case.requested, &sources, &mut targets);
         case.check("convert", &targets, &wanted);
         assert_eq!(counts, expected.counts, "{}", case.text);
     });
@@ -227,9 +230,9 @@ fn requests_of_many_chunks_are_placed_whole() {
         };
         let (producer, consumer) = (side(&mut rng), side(&mut rng));
         let case = Case::new(&mut rng, &producer, &consumer, seed);
-        let most = case.agreed.agreement.pairs.iter().map(|pair| {
-            let runner = Runner::new(Arc::clone(&case.agreed), pair, Role::Producer);
-            for chunk in runner.chunks() {
+        let most = case.requested.agreed().agreement.pairs.iter().map(|pair| {
+            let runner = Runner::new(&case.requested, pair, Role::Producer);
+            for chunk in runner.chunks().iter() {
                 let row = u64::from(chunk.bytes) / u64::from(chunk.tokens.count);
                 let limit = moai_collectives::limits::CHUNK_BYTES;
                 assert!(u64::from(chunk.bytes) <= limit.max(row));
@@ -271,15 +274,19 @@ fn check_runners(case: &Case) {
     let mut writes: Vec<Vec<Vec<u8>>> = scattered.iter().map(blank).collect();
     let mut counts = Counts::default();
     let mut sum = 0_u64;
-    for pair in &case.agreed.agreement.pairs {
-        let mut send = Runner::new(Arc::clone(&case.agreed), pair, Role::Producer);
-        let mut receive = Runner::new(Arc::clone(&case.agreed), pair, Role::Consumer);
-        assert_eq!(send.chunks(), receive.chunks(), "{}", case.text);
-        let mut copy = PageCopy::new(Arc::clone(&case.agreed), pair, u64::MAX);
-        assert_eq!(send.chunks(), copy.chunks(), "{}", case.text);
+    for pair in &case.requested.agreed().agreement.pairs {
+        let mut send = Runner::new(&case.requested, pair, Role::Producer);
+        let mut receive = Runner::new(&case.requested, pair, Role::Consumer);
+        assert_eq!(chunks(&send), chunks(&receive), "{}", case.text);
+        let mut copy = PageCopy::new(&case.requested, pair, u64::MAX);
+        assert!(
+            chunks(&send).into_iter().eq(copy.chunks().iter()),
+            "{}",
+            case.text
+        );
         let (from, to) = (pair.source as usize, pair.target as usize);
         for index in 0..send.chunks().len() {
-            let mut wire = vec![0xA5; send.chunks()[index].bytes as usize];
+            let mut wire = vec![0xA5; send.row_bytes(index)[1] as usize];
             let mut again = vec![0; wire.len()];
             let found = send.gather(index, sources[from].as_slice(), &mut again);
             let (gathered, digest) =
@@ -399,10 +406,10 @@ fn digests_do_not_depend_on_how_either_side_lays_its_cache_out() {
             let key = case.key();
             let sources = case.pools(Role::Producer, &case.sources);
             let mut sum = 0_u64;
-            for pair in &case.agreed.agreement.pairs {
-                let mut send = Runner::new(Arc::clone(&case.agreed), pair, Role::Producer);
+            for pair in &case.requested.agreed().agreement.pairs {
+                let mut send = Runner::new(&case.requested, pair, Role::Producer);
                 for index in 0..send.chunks().len() {
-                    let mut wire = vec![0; send.chunks()[index].bytes as usize];
+                    let mut wire = vec![0; send.row_bytes(index)[1] as usize];
                     send.gather(index, sources[pair.source as usize].as_slice(), &mut wire);
                     sum = sum.wrapping_add(send.digest(index, &wire, &key));
                 }

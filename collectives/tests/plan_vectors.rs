@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use moai_collectives::{
     descriptor::Descriptor,
     negotiate::{Agreement, negotiate},
-    plan::{self, Pair},
+    plan::{Chunks, Pair},
+    request::Request,
 };
 use serde_json::{Value, json};
 
@@ -287,12 +288,15 @@ fn chunks_of_any_size_hold_every_token_once() {
     ];
     for (producer, consumer) in sides.iter().flat_map(|a| sides.iter().map(move |b| (a, b))) {
         let agreement = negotiate(producer, consumer).unwrap();
+        let request = Request::new(consumer, 53);
+        let mut chunks = Chunks::default();
         for limit in [1, 48, 100, 480, 1 << 20] {
             let mut seen: BTreeMap<(u32, u32), u32> = BTreeMap::new();
             for pair in &agreement.pairs {
                 let wire = |_| 16;
-                let chunks = plan::chunks(producer, consumer, pair, 53, limit, wire);
-                for chunk in chunks {
+                let sides = [producer, consumer];
+                chunks.take(sides, pair, &request, limit, wire);
+                for chunk in chunks.iter() {
                     let n = chunk.tokens.count;
                     assert_eq!(chunk.bytes, n * 3 * 16);
                     assert!(u64::from(chunk.bytes) <= limit || n == 1, "{chunk:?}");

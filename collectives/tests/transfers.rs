@@ -14,9 +14,9 @@ use moai_collectives::{
     cost::{Rates, Way},
     descriptor::Descriptor,
     digest::mix,
-    execute::{Agreed, Pool, convert},
-    negotiate::negotiate,
+    execute::{Pool, Requested, convert},
     protocol::Failure,
+    request::Request,
     transfer::{Ended, Options, Reached, Report, consume, produce},
 };
 use moai_memory::{MemoryKind, Region};
@@ -24,9 +24,9 @@ use moai_transport::Interface;
 use serde_json::json;
 
 /// Two producer ranks with 16 slots a page, and consumer ranks that differ in everything.
-fn agreed(to: &str, tp: u32, layout: &str) -> Arc<Agreed> {
+fn requested(to: &str, tp: u32, layout: &str) -> Arc<Requested> {
     const TOKENS: u32 = 300;
-    let side = |element: &str, tp: u32, slots: u32, layout: &str| -> Descriptor {
+    let side = |element: &str, tp: u32, slots: u32, layout: &str| {
         let pages = TOKENS.div_ceil(slots);
         let ranks: Vec<_> = (0..tp)
             .map(|rank| {
@@ -54,25 +54,20 @@ fn agreed(to: &str, tp: u32, layout: &str) -> Arc<Agreed> {
             "ranks": ranks,
             "request": { "tokens": TOKENS },
         });
-        Descriptor::from_json(&document.to_string()).unwrap()
+        Request::read(&document.to_string()).unwrap()
     };
     let producer = side("bf16", 2, 16, "[layer] page slot head dim");
     let consumer = side(to, tp, 32, layout);
-    let agreement = negotiate(&producer, &consumer).unwrap();
-    Arc::new(Agreed {
-        producer,
-        consumer,
-        agreement,
-    })
+    Arc::new(Requested::agree(producer, consumer).unwrap())
 }
 
 /// Bytes that stay, that shrink and that grow; copied, transposed and read into place.
-fn unlike() -> Vec<Arc<Agreed>> {
+fn unlike() -> Vec<Arc<Requested>> {
     vec![
-        agreed("bf16", 1, "[layer] page head dim/8 slot dim%8"),
-        agreed("bf16", 4, "[layer] page slot head dim"),
-        agreed("e4m3fn", 1, "[layer] page head slot dim"),
-        agreed("f32", 4, "page layer head dim slot"),
+        requested("bf16", 1, "[layer] page head dim/8 slot dim%8"),
+        requested("bf16", 4, "[layer] page slot head dim"),
+        requested("e4m3fn", 1, "[layer] page head slot dim"),
+        requested("f32", 4, "page layer head dim slot"),
     ]
 }
 
@@ -107,7 +102,7 @@ fn options() -> Options {
 
 /// A transfer of all ranks, each in a thread of its own.
 struct Run<'a> {
-    agreed: &'a Arc<Agreed>,
+    requested: &'a Arc<Requested>,
     kind: MemoryKind,
     habits: Habits,
     consumer: Options,
@@ -122,9 +117,9 @@ struct Ends {
 }
 
 impl<'a> Run<'a> {
-    fn of(agreed: &'a Arc<Agreed>) -> Self {
+    fn of(requested: &'a Arc<Requested>) -> Self {
         Self {
-            agreed,
+            requested,
             kind: MemoryKind::Shared,
             habits: Habits::default(),
             consumer: options(),
@@ -135,10 +130,10 @@ impl<'a> Run<'a> {
     /// Runs it; `meanwhile` is called with the producers' pools' memory once all are connected or so.
     fn go(&self, meanwhile: impl FnOnce(&[Vec<moai_memory::Hold>])) -> Ends {
         let world = World::default();
-        let sources = pools(&self.agreed.producer, self.kind, 1);
-        let mut targets = pools(&self.agreed.consumer, MemoryKind::Host, 2);
-        let mut wanted = pools(&self.agreed.consumer, MemoryKind::Host, 2);
-        convert(self.agreed, &sources, &mut wanted);
+        let sources = pools(&self.requested.agreed().producer, self.kind, 1);
+        let mut targets = pools(&self.requested.agreed().consumer, MemoryKind::Host, 2);
+        let mut wanted = pools(&self.requested.agreed().consumer, MemoryKind::Host, 2);
+        convert(self.requested, &sources, &mut wanted);
         let holds: Vec<Vec<_>> = { &sources }
             .iter()
             .map(|pool| pool.iter().map(Region::hold).collect())
@@ -155,10 +150,10 @@ impl<'a> Run<'a> {
                         let name = format!("local:p{rank}");
                         let mut interface = Local::new(world, &name, Habits::default());
                         ready.send(()).unwrap();
-                        let (agreed, options) = (self.agreed, &self.producer);
+                        let (requested, options) = (self.requested, &self.producer);
                         produce(
                             &mut interface,
-                            agreed,
+                            requested,
                             rank as u32,
                             &mut pool,
                             options,
@@ -188,7 +183,7 @@ impl<'a> Run<'a> {
                         let mut last = 0;
                         consume(
                             &mut interface,
-                            self.agreed,
+                            self.requested,
                             rank as u32,
                             pool,
                             &mut connect,
@@ -248,8 +243,8 @@ impl Ends {
 
 #[test]
 fn mapped_pages_become_what_one_process_would_make_of_them() {
-    for agreed in unlike() {
-        let ends = Run::of(&agreed).go(|_| {});
+    for requested in unlike() {
+        let ends = Run::of(&requested).go(|_| {});
         ends.assert_committed(Way::Mapped, false);
         let counts = |reports: &[Report]| -> (u64, u64) {
             let sum = |of: fn(&Report) -> u64| reports.iter().map(of).sum();
@@ -261,7 +256,7 @@ fn mapped_pages_become_what_one_process_would_make_of_them() {
 
 #[test]
 fn pages_that_cannot_be_mapped_are_sent_and_the_report_says_why() {
-    for agreed in unlike() {
+    for requested in unlike() {
         for (kind, maps_nothing, maps_half, why) in [
             (MemoryKind::Host, false, false, "cannot be lent"),
             (MemoryKind::Shared, true, false, "cannot be mapped"),
@@ -275,7 +270,7 @@ fn pages_that_cannot_be_mapped_are_sent_and_the_report_says_why() {
             let run = Run {
                 kind,
                 habits,
-                ..Run::of(&agreed)
+                ..Run::of(&requested)
             };
             let ends = run.go(|_| {});
             for report in &ends.consumers {
@@ -295,8 +290,8 @@ fn pages_that_cannot_be_mapped_are_sent_and_the_report_says_why() {
 
 #[test]
 fn chunks_are_placed_in_whatever_order_they_come() {
-    for agreed in unlike() {
-        let mut run = Run::of(&agreed);
+    for requested in unlike() {
+        let mut run = Run::of(&requested);
         run.consumer.map = false;
         run.habits.reorders = true;
         for _ in 0..5 {
@@ -306,16 +301,16 @@ fn chunks_are_placed_in_whatever_order_they_come() {
 }
 
 /// The producer has digested its pages when the consumer reads them, at 200 kB a second.
-fn slow(agreed: &Arc<Agreed>) -> Run<'_> {
-    let mut run = Run::of(agreed);
+fn slow(requested: &Arc<Requested>) -> Run<'_> {
+    let mut run = Run::of(requested);
     run.consumer.max_bytes_per_second = Some(200_000);
     run
 }
 
 #[test]
 fn pages_that_change_while_they_are_lent_are_never_committed() {
-    for agreed in unlike() {
-        let ends = slow(&agreed).go(|holds| {
+    for requested in unlike() {
+        let ends = slow(&requested).go(|holds| {
             thread::sleep(Duration::from_millis(300));
             for hold in holds.iter().flatten() {
                 let export = hold.export().unwrap();
@@ -341,9 +336,9 @@ fn pages_that_change_while_they_are_lent_are_never_committed() {
 
 #[test]
 fn a_side_that_ends_while_pages_are_mapped_ends_the_other_in_time() {
-    for agreed in unlike() {
+    for requested in unlike() {
         for producers_give_up in [true, false] {
-            let mut run = slow(&agreed);
+            let mut run = slow(&requested);
             let (first, other) = match producers_give_up {
                 true => (&mut run.producer, &mut run.consumer),
                 false => (&mut run.consumer, &mut run.producer),

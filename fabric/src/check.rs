@@ -9,7 +9,9 @@ use std::fmt;
 
 use moai_collectives::{
     descriptor::Descriptor,
-    execute::{Agreed, Pool},
+    execute::{Agreed, Pool, Requested},
+    request::Request,
+    tokens::skip,
 };
 use moai_memory::Region;
 use moai_translate::{
@@ -39,6 +41,7 @@ pub trait SourceRows {
 #[derive(Debug)]
 pub struct PoolRows<'a> {
     producer: &'a Descriptor,
+    request: &'a Request,
     pools: &'a [Pool],
     /// For each rank and group, where each token lies among the rank's own.
     index: Vec<Vec<Vec<Option<u32>>>>,
@@ -47,17 +50,18 @@ pub struct PoolRows<'a> {
 impl<'a> PoolRows<'a> {
     /// Rows from `pools`, one for each rank.
     #[must_use]
-    pub fn new(producer: &'a Descriptor, pools: &'a [Pool]) -> Self {
+    pub fn new(producer: &'a Descriptor, request: &'a Request, pools: &'a [Pool]) -> Self {
         let ranks = 0..producer.ranks.len();
         let index = ranks
             .map(|rank| {
                 (0..producer.groups.len())
-                    .map(|group| token_index(producer, group, rank))
+                    .map(|group| token_index(producer, group, rank, request.tokens))
                     .collect()
             })
             .collect();
         Self {
             producer,
+            request,
             pools,
             index,
         }
@@ -65,9 +69,9 @@ impl<'a> PoolRows<'a> {
 }
 
 /// For each token of the request, where it lies among those that a rank holds.
-fn token_index(side: &Descriptor, group: usize, rank: usize) -> Vec<Option<u32>> {
-    let mut index = vec![None; side.tokens as usize];
-    for held in side.held(group, rank, side.tokens) {
+fn token_index(side: &Descriptor, group: usize, rank: usize, tokens: u32) -> Vec<Option<u32>> {
+    let mut index = vec![None; tokens as usize];
+    for held in side.held(group, rank, tokens) {
         for i in 0..held.count {
             index[(held.token + i * held.step) as usize] = Some(held.index + i);
         }
@@ -109,7 +113,7 @@ impl SourceRows for PoolRows<'_> {
                 };
                 let place = Place {
                     layer,
-                    pages: &rank.request_pages[group],
+                    pages: self.request.pages(i as u32, group),
                     tokens: Progression { first: at, step: 1 },
                 };
                 paged.read(self.pools[i].as_slice(), place, 0, 0, codes, params);
@@ -161,12 +165,13 @@ impl fmt::Display for Difference {
 ///
 /// If `before` does not have the regions of the rank.
 #[must_use]
-pub fn expected(agreed: &Agreed, rank: u32, mut before: Pool, rows: &dyn SourceRows) -> Pool {
+pub fn expected(requested: &Requested, rank: u32, mut before: Pool, rows: &dyn SourceRows) -> Pool {
     let Agreed {
         producer,
         consumer,
         agreement,
-    } = agreed;
+    } = &**requested.agreed();
+    let request = requested.consumer();
     let shard = &consumer.ranks[rank as usize];
     let mut memo = Memo::default();
     for (s, span) in agreement.spans.iter().enumerate() {
@@ -186,17 +191,17 @@ pub fn expected(agreed: &Agreed, rank: u32, mut before: Pool, rows: &dyn SourceR
         let params_first =
             from.format.element.params_from(span.source_first, from.dim) * params_unit;
         for (local, &layer) in shard.layers_of(span.target).iter().enumerate() {
+            // Layers and tokens that are not to be moved stay as they were.
+            if !request.layers.contains(layer) {
+                continue;
+            }
             let Some(group) = consumer.group_of(span.target, layer) else {
                 continue;
             };
             let Some(source_group) = producer.group_of(span.source, layer) else {
                 continue;
             };
-            let held_there = producer.deal(source_group).first(
-                consumer.tokens,
-                producer.groups[source_group].window,
-                producer.groups[source_group].page_slots,
-            );
+            let held_there = producer.first(source_group, request.tokens);
             for head in shard.heads(span.target).clone() {
                 let (a, b) = agreement.formats(s, layer, head);
                 let bytes = |f: &RowFormat| f.row_bytes(span.dim).map_or(0, |b| b as usize);
@@ -209,11 +214,11 @@ pub fn expected(agreed: &Agreed, rank: u32, mut before: Pool, rows: &dyn SourceR
                     unit: span.target_first / to.format.element.unit(to.dim).elements,
                     params_unit: to.format.element.params_from(span.target_first, to.dim),
                 };
-                for held in consumer.held(group, rank as usize, consumer.tokens) {
+                for held in consumer.held(group, rank as usize, request.tokens) {
                     for i in 0..held.count {
                         let token = held.token + i * held.step;
                         // Slots before the window that the producer no longer holds stay as they were.
-                        if token < held_there {
+                        if token < held_there.max(request.first) {
                             continue;
                         }
                         rows.row(span.source, layer, head, token, &mut row, &mut params);
@@ -227,7 +232,7 @@ pub fn expected(agreed: &Agreed, rank: u32, mut before: Pool, rows: &dyn SourceR
                         );
                         let place = Place {
                             layer: local as u32,
-                            pages: &shard.request_pages[group],
+                            pages: request.pages(rank, group),
                             tokens: Progression {
                                 first: held.index + i,
                                 step: 1,
@@ -327,22 +332,26 @@ pub fn compare(
     difference.map_or(Ok(()), Err)
 }
 
-/// Elements of the rows that a consumer rank owns of the request.
+/// Elements of the rows that a consumer rank owns of what is moved.
 #[must_use]
-pub fn elements(agreed: &Agreed, rank: u32) -> u64 {
+pub fn elements(requested: &Requested, rank: u32) -> u64 {
     let Agreed {
         consumer,
         agreement,
         ..
-    } = agreed;
+    } = &**requested.agreed();
+    let request = requested.consumer();
     let shard = &consumer.ranks[rank as usize];
     let mut elements = 0;
     for span in &agreement.spans {
         let heads = shard.heads(span.target);
         let row = u64::from(heads.end - heads.start) * u64::from(span.dim);
         for &layer in shard.layers_of(span.target) {
-            if let Some(group) = consumer.group_of(span.target, layer) {
-                let held = consumer.held(group, rank as usize, consumer.tokens);
+            if let Some(group) = consumer.group_of(span.target, layer)
+                && request.layers.contains(layer)
+            {
+                let mut held = consumer.held(group, rank as usize, request.tokens);
+                skip(&mut held, request.first);
                 elements += row * held.iter().map(|held| u64::from(held.count)).sum::<u64>();
             }
         }

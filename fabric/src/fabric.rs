@@ -8,7 +8,7 @@ use std::{
 
 use moai_collectives::{
     cost::Rates,
-    execute::Agreed,
+    execute::Requested,
     transfer::{self, Options, Report, Unreached},
 };
 use moai_memory::{MemoryKind, Region};
@@ -137,7 +137,7 @@ impl Fabric {
     /// that is in the report.
     pub fn pull(
         &self,
-        agreed: &Arc<Agreed>,
+        requested: &Arc<Requested>,
         rank: u32,
         pool: &mut [Region],
         addresses: &BTreeMap<u32, Vec<Address>>,
@@ -160,7 +160,7 @@ impl Fabric {
         let options = self.options();
         let report = transfer::consume(
             transports.stack(),
-            agreed,
+            requested,
             rank,
             pool,
             &mut reach,
@@ -183,14 +183,14 @@ impl Server {
     /// Serves producer rank `rank` from `pool` until its part has an outcome. The pages are only read.
     pub fn serve(
         mut self,
-        agreed: &Arc<Agreed>,
+        requested: &Arc<Requested>,
         rank: u32,
         pool: &mut [Region],
         progress: &mut dyn FnMut(u64, u64),
     ) -> Report {
         let options = &self.options;
         let stack = self.transports.stack();
-        let report = transfer::produce(stack, agreed, rank, pool, options, progress);
+        let report = transfer::produce(stack, requested, rank, pool, options, progress);
         count(self.metrics.as_deref(), &report, stack);
         report
     }

@@ -10,6 +10,7 @@ use moai_collectives::{
     descriptor::{Descriptor, DescriptorError, RankShard},
     execute::Pool,
     limits,
+    request::Request,
 };
 use moai_memory::{MemoryKind, Region, RegionError};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -56,8 +57,8 @@ pub enum FileError {
 ///
 /// # Errors
 ///
-/// [`FileError`] if the file cannot be read, or does not describe a cache.
-pub fn read_description(path: &Path) -> Result<Descriptor, FileError> {
+/// [`FileError`] if the file cannot be read, or does not describe a cache with a request.
+pub fn read_description(path: &Path) -> Result<(Descriptor, Request), FileError> {
     let os = |call| {
         let path = path.to_owned();
         move |cause| FileError::Os { call, path, cause }
@@ -71,7 +72,7 @@ pub fn read_description(path: &Path) -> Result<Descriptor, FileError> {
         return Err(os("read")(cause));
     }
     let text = fs::read_to_string(path).map_err(os("read"))?;
-    Descriptor::from_json(&text).map_err(|cause| FileError::Description {
+    Request::read(&text).map_err(|cause| FileError::Description {
         path: path.to_owned(),
         cause,
     })

@@ -8,6 +8,7 @@ use moai_collectives::{
     descriptor::{Descriptor, DescriptorError},
     digest::mix,
     execute::Pool,
+    request::Request,
 };
 use moai_memory::{MemoryKind, RegionError};
 use moai_translate::{
@@ -119,16 +120,16 @@ fn shuffled(n: u32, take: u32, seed: u64) -> Vec<u32> {
 /// # Errors
 ///
 /// [`DescriptorError`] if `tokens` is out of range.
-pub fn sides(tokens: u32, seed: u64) -> Result<[Descriptor; 2], DescriptorError> {
+pub fn sides(tokens: u32, seed: u64) -> Result<[(Descriptor, Request); 2], DescriptorError> {
     let [producer, consumer] = descriptions(tokens, seed);
-    let read = |value: Value| -> Result<Descriptor, DescriptorError> {
+    let read = |value: Value| -> Result<(Descriptor, Request), DescriptorError> {
         let description: Description =
             serde_json::from_value(value).map_err(|error| DescriptorError::Syntax {
                 line: 0,
                 column: 0,
                 problem: error.to_string(),
             })?;
-        Descriptor::new(&description)
+        Request::described(&description)
     };
     Ok([read(producer)?, read(consumer)?])
 }
@@ -181,13 +182,18 @@ impl SourceRows for Seeded<'_> {
     }
 }
 
-/// Memory of a producer rank, filled with its rows; whatever no row covers holds a pattern.
+/// Memory of a producer rank, filled with its rows of a request; whatever no row covers holds a pattern.
 ///
 /// # Errors
 ///
 /// [`RegionError`] if memory cannot be had.
-pub fn producer_pool(side: &Descriptor, rank: u32, seed: u64) -> Result<Pool, RegionError> {
-    producer_pool_in(MemoryKind::Host, side, rank, seed)
+pub fn producer_pool(
+    side: &Descriptor,
+    request: &Request,
+    rank: u32,
+    seed: u64,
+) -> Result<Pool, RegionError> {
+    producer_pool_in(MemoryKind::Host, side, request, rank, seed)
 }
 
 /// As [`producer_pool`], in memory of a kind; in host memory, for one that the processor cannot store to.
@@ -198,6 +204,7 @@ pub fn producer_pool(side: &Descriptor, rank: u32, seed: u64) -> Result<Pool, Re
 pub fn producer_pool_in(
     kind: MemoryKind,
     side: &Descriptor,
+    request: &Request,
     rank: u32,
     seed: u64,
 ) -> Result<Pool, RegionError> {
@@ -223,13 +230,13 @@ pub fn producer_pool_in(
                     unit: 0,
                     params_unit: 0,
                 };
-                for held in side.held(group, rank as usize, side.tokens) {
+                for held in side.held(group, rank as usize, request.tokens) {
                     for i in 0..held.count {
                         let token = held.token + i * held.step;
                         rows.row(c, layer, head, token, &mut row, &mut params);
                         let place = Place {
                             layer: local as u32,
-                            pages: &shard.request_pages[group],
+                            pages: request.pages(rank, group),
                             tokens: Progression {
                                 first: held.index + i,
                                 step: 1,

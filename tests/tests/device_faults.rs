@@ -12,10 +12,9 @@ use std::{
 };
 
 use moai_collectives::{
-    descriptor::Descriptor,
-    execute::{Agreed, Pool},
-    negotiate::negotiate,
+    execute::{Pool, Requested},
     protocol::Failure,
+    request::Request,
     transfer::{Ended, Report},
 };
 use moai_fabric::{Fabric, check, config::Config, synthetic};
@@ -28,7 +27,7 @@ use serde_json::{Value, json};
 const DATA_SEED: u64 = 7;
 
 /// Some producer ranks to some consumer ranks, 40 tokens.
-fn agreed(ranks: [u32; 2], element: &str, layout: &str) -> Arc<Agreed> {
+fn requested(ranks: [u32; 2], element: &str, layout: &str) -> Arc<Requested> {
     let sides = synthetic::descriptions(40, DATA_SEED);
     let mut sides = sides.into_iter().zip(ranks).map(|(mut side, tp)| {
         side["parallel"]["tp"] = json!(tp);
@@ -41,20 +40,15 @@ fn agreed(ranks: [u32; 2], element: &str, layout: &str) -> Arc<Agreed> {
         component["layout"] = json!(layout);
         component["format"] = json!({ "element": element });
     }
-    let read = |side: &Value| Descriptor::from_json(&side.to_string()).unwrap();
+    let read = |side: &Value| Request::read(&side.to_string()).unwrap();
     let (producer, consumer) = (read(&producer), read(&consumer));
-    let agreement = negotiate(&producer, &consumer).unwrap();
-    Arc::new(Agreed {
-        producer,
-        consumer,
-        agreement,
-    })
+    Arc::new(Requested::agree(producer, consumer).unwrap())
 }
 
 /// A pair of sides, with what every consumer rank must hold in the end.
 struct Case {
     name: &'static str,
-    agreed: Arc<Agreed>,
+    requested: Arc<Requested>,
     sources: Vec<Pool>,
     before: Vec<Pool>,
     wanted: Vec<Pool>,
@@ -62,17 +56,26 @@ struct Case {
 
 impl Case {
     fn new(name: &'static str, ranks: [u32; 2], element: &str, layout: &str) -> Self {
-        let agreed = agreed(ranks, element, layout);
-        let background = |rank| synthetic::background(&agreed.consumer, rank, DATA_SEED).unwrap();
-        let rows = synthetic::Seeded::new(&agreed.producer, DATA_SEED);
-        let wanted = |rank| check::expected(&agreed, rank, background(rank), &rows);
-        let source = |rank| synthetic::producer_pool(&agreed.producer, rank, DATA_SEED).unwrap();
+        let requested = requested(ranks, element, layout);
+        let background =
+            |rank| synthetic::background(&requested.agreed().consumer, rank, DATA_SEED).unwrap();
+        let rows = synthetic::Seeded::new(&requested.agreed().producer, DATA_SEED);
+        let wanted = |rank| check::expected(&requested, rank, background(rank), &rows);
+        let source = |rank| {
+            synthetic::producer_pool(
+                &requested.agreed().producer,
+                requested.producer(),
+                rank,
+                DATA_SEED,
+            )
+            .unwrap()
+        };
         Self {
             name,
             sources: (0..ranks[0]).map(source).collect(),
             before: (0..ranks[1]).map(background).collect(),
             wanted: (0..ranks[1]).map(wanted).collect(),
-            agreed,
+            requested,
         }
     }
 
@@ -190,9 +193,9 @@ fn go(case: &Case, devices: [Option<&SimDevice>; 2], deadline: Duration) -> Ends
         let server = fabric.listen().unwrap();
         addresses.insert(rank as u32, server.addresses().to_vec());
         let mut pool = copy(source, devices[0]);
-        let agreed = Arc::clone(&case.agreed);
+        let requested = Arc::clone(&case.requested);
         serving.push(thread::spawn(move || {
-            server.serve(&agreed, rank as u32, &mut pool, &mut |_, _| {})
+            server.serve(&requested, rank as u32, &mut pool, &mut |_, _| {})
         }));
     }
     let pull = |rank: usize| {
@@ -202,7 +205,7 @@ fn go(case: &Case, devices: [Option<&SimDevice>; 2], deadline: Duration) -> Ends
         let mut placed = None;
         let report = fabric
             .pull(
-                &case.agreed,
+                &case.requested,
                 rank,
                 &mut pool,
                 &addresses,
@@ -216,7 +219,12 @@ fn go(case: &Case, devices: [Option<&SimDevice>; 2], deadline: Duration) -> Ends
             .unwrap();
         // What counts as placed is there at that moment, not only once the stream has ended.
         if let (true, Some(placed)) = (report.is_committed(), placed) {
-            let same = check::compare(&case.agreed, rank, &placed, &case.wanted[rank as usize]);
+            let same = check::compare(
+                case.requested.agreed(),
+                rank,
+                &placed,
+                &case.wanted[rank as usize],
+            );
             assert_eq!(same, Ok(()), "told too early");
         }
         // Nothing may be written after the outcome: what is there now is what is there once the device is still.
@@ -252,7 +260,12 @@ impl Ends {
         for (rank, (report, pool)) in self.consumers.iter().zip(&self.targets).enumerate() {
             match &report.ended {
                 Ended::Committed => {
-                    let same = check::compare(&case.agreed, rank as u32, pool, &case.wanted[rank]);
+                    let same = check::compare(
+                        case.requested.agreed(),
+                        rank as u32,
+                        pool,
+                        &case.wanted[rank],
+                    );
                     assert_eq!(same, Ok(()), "{what:?}: committed");
                 }
                 Ended::Failed { failure, dirty } => {
@@ -265,10 +278,10 @@ impl Ends {
                     );
                     assert!(fair, "{what:?}: {failure}");
                     let dirty: Vec<u32> = { dirty }.iter().flat_map(|d| d.pages.clone()).collect();
-                    for page in 0..case.agreed.consumer.ranks[rank].pages {
+                    for page in 0..case.requested.agreed().consumer.ranks[rank].pages {
                         if !dirty.contains(&page) {
                             let (now, then) = (pool, &case.before[rank]);
-                            let pages = case.agreed.consumer.ranks[rank].pages;
+                            let pages = case.requested.agreed().consumer.ranks[rank].pages;
                             assert!(
                                 is_same(now, then, page, pages),
                                 "{what:?}: page {page} of rank {rank} is written and not dirty"
@@ -408,15 +421,15 @@ fn a_pool_in_two_places_is_refused_by_name() {
     let fabric = Fabric::new(config);
     let server = fabric.listen().unwrap();
     let addresses = BTreeMap::from([(0, server.addresses().to_vec())]);
-    let agreed = Arc::clone(&case.agreed);
+    let requested = Arc::clone(&case.requested);
     let mut source = copy(&case.sources[0], None);
-    let serving = thread::spawn(move || server.serve(&agreed, 0, &mut source, &mut |_, _| {}));
+    let serving = thread::spawn(move || server.serve(&requested, 0, &mut source, &mut |_, _| {}));
     let mut pool = copy(&case.before[0], Some(&device));
     let last = pool.len() - 1;
     pool[last] = Region::host_zeroed(pool[last].len()).unwrap();
     assert_eq!(pool[last].kind(), MemoryKind::Host);
     let report = fabric
-        .pull(&case.agreed, 0, &mut pool, &addresses, &mut |_, _| {})
+        .pull(&case.requested, 0, &mut pool, &addresses, &mut |_, _| {})
         .unwrap();
     let said = report.failure().unwrap().to_string();
     assert!(said.contains(&format!("region {last}")), "{said}");

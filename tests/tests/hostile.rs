@@ -11,11 +11,10 @@ use std::{
 };
 
 use moai_collectives::{
-    descriptor::Descriptor,
     digest::mix,
-    execute::Agreed,
-    negotiate::negotiate,
+    execute::Requested,
     protocol::{Failure, Message},
+    request::Request,
     transfer::{Ended, Report},
 };
 use moai_fabric::{Fabric, config::Config, synthetic};
@@ -25,7 +24,7 @@ use serde_json::{Value, json};
 const SEED: u64 = 7;
 
 /// One rank to one rank, 40 tokens.
-fn agreed(target_element: &str, target_layouts: [&str; 2]) -> Arc<Agreed> {
+fn requested(target_element: &str, target_layouts: [&str; 2]) -> Arc<Requested> {
     let sides = synthetic::descriptions(40, SEED).map(|mut side: Value| {
         side["parallel"]["tp"] = json!(1);
         side["ranks"].as_array_mut().unwrap().truncate(1);
@@ -42,28 +41,23 @@ fn agreed(target_element: &str, target_layouts: [&str; 2]) -> Arc<Agreed> {
         component["layout"] = json!(layout);
         component["format"] = json!({ "element": target_element });
     }
-    let read = |side: &Value| Descriptor::from_json(&side.to_string()).unwrap();
+    let read = |side: &Value| Request::read(&side.to_string()).unwrap();
     let (producer, consumer) = (read(&producer), read(&consumer));
-    let agreement = negotiate(&producer, &consumer).unwrap();
-    Arc::new(Agreed {
-        producer,
-        consumer,
-        agreement,
-    })
+    Arc::new(Requested::agree(producer, consumer).unwrap())
 }
 
 /// Chunks that land straight in their pages, that are placed from a buffer, and that are converted on
 /// arrival.
-fn ways() -> [Arc<Agreed>; 3] {
+fn ways() -> [Arc<Requested>; 3] {
     let dense = "[layer] part page slot head dim";
     let packed = [
         "[layer] part page head dim/8 slot dim%8",
         "[layer] part page head dim slot",
     ];
     [
-        agreed("bf16", [dense, dense]),
-        agreed("e4m3fn", packed),
-        agreed("f32", packed),
+        requested("bf16", [dense, dense]),
+        requested("e4m3fn", packed),
+        requested("f32", packed),
     ]
 }
 
@@ -73,36 +67,45 @@ fn fabric(deadline: Duration) -> Fabric {
     Fabric::new(config)
 }
 
-fn serve(agreed: &Arc<Agreed>, deadline: Duration) -> (SocketAddr, thread::JoinHandle<Report>) {
+fn serve(
+    requested: &Arc<Requested>,
+    deadline: Duration,
+) -> (SocketAddr, thread::JoinHandle<Report>) {
     let server = fabric(deadline).listen().unwrap();
     let mut addresses = server.addresses().iter();
     let address = addresses
         .find(|address| address.provider() == "tcp")
         .unwrap();
     let address = address.location().parse().unwrap();
-    let agreed = Arc::clone(agreed);
+    let requested = Arc::clone(requested);
     let producer = move || {
-        let mut pool = synthetic::producer_pool(&agreed.producer, 0, SEED).unwrap();
-        server.serve(&agreed, 0, &mut pool, &mut |_, _| {})
+        let mut pool =
+            synthetic::producer_pool(&requested.agreed().producer, requested.producer(), 0, SEED)
+                .unwrap();
+        server.serve(&requested, 0, &mut pool, &mut |_, _| {})
     };
     (address, thread::spawn(producer))
 }
 
 /// Pulls from `address`; also says whether each page of the pool is as it was.
-fn pull(agreed: &Arc<Agreed>, address: SocketAddr, deadline: Duration) -> (Report, Vec<bool>) {
-    let before = synthetic::background(&agreed.consumer, 0, SEED).unwrap();
-    let mut pool = synthetic::background(&agreed.consumer, 0, SEED).unwrap();
+fn pull(
+    requested: &Arc<Requested>,
+    address: SocketAddr,
+    deadline: Duration,
+) -> (Report, Vec<bool>) {
+    let before = synthetic::background(&requested.agreed().consumer, 0, SEED).unwrap();
+    let mut pool = synthetic::background(&requested.agreed().consumer, 0, SEED).unwrap();
     let addresses = BTreeMap::from([(0, vec![Address::new("tcp", address).unwrap()])]);
     let start = Instant::now();
     let report = fabric(deadline)
-        .pull(agreed, 0, &mut pool, &addresses, &mut |_, _| {})
+        .pull(requested, 0, &mut pool, &addresses, &mut |_, _| {})
         .unwrap();
     assert!(
         start.elapsed() < deadline + Duration::from_secs(3),
         "{:?} past {deadline:?}",
         start.elapsed()
     );
-    let pages = agreed.consumer.ranks[0].pages as usize;
+    let pages = requested.agreed().consumer.ranks[0].pages as usize;
     let same = (0..pages).map(|page| {
         // Both layouts used here keep `part page …` outermost, so pages are equal slices of each part.
         pool.iter().zip(&before).all(|(now, then)| {
@@ -138,9 +141,9 @@ fn assert_dirty_is_honest(report: &Report, same: &[bool]) {
 
 #[test]
 fn an_undisturbed_transfer_commits_on_both_sides() {
-    for agreed in ways() {
-        let (address, producer) = serve(&agreed, Duration::from_secs(20));
-        let (report, _) = pull(&agreed, address, Duration::from_secs(20));
+    for requested in ways() {
+        let (address, producer) = serve(&requested, Duration::from_secs(20));
+        let (report, _) = pull(&requested, address, Duration::from_secs(20));
         assert!(report.is_committed(), "{report:?}");
         assert!(producer.join().unwrap().is_committed());
     }
@@ -188,8 +191,8 @@ fn one_flipped_bit_anywhere_in_what_a_producer_sends_is_never_committed() {
         .ok()
         .and_then(|s| s.parse().ok())
         .unwrap_or(2026_u64);
-    for (way, agreed) in ways().into_iter().enumerate() {
-        let wire: u64 = moai_collectives::traffic::traffic(&agreed)
+    for (way, requested) in ways().into_iter().enumerate() {
+        let wire: u64 = moai_collectives::traffic::traffic(&requested)
             .iter()
             .map(|p| p.bytes_wire)
             .sum();
@@ -199,9 +202,9 @@ fn one_flipped_bit_anywhere_in_what_a_producer_sends_is_never_committed() {
             // The last rounds hit the frames of the handshake, the others payload and its headers.
             let at = if round < 6 { draw % wire } else { draw % 64 };
             let told = format!("way {way}, byte {at}, bit {}, seed {seed}", draw >> 61);
-            let (address, producer) = serve(&agreed, Duration::from_secs(2));
+            let (address, producer) = serve(&requested, Duration::from_secs(2));
             let (through, proxy) = corrupting_proxy(address, at, (draw >> 61) as u8);
-            let (report, same) = pull(&agreed, through, Duration::from_secs(2));
+            let (report, same) = pull(&requested, through, Duration::from_secs(2));
             if proxy.join().unwrap() {
                 assert!(!report.is_committed(), "{told}: committed");
                 assert_dirty_is_honest(&report, &same);
@@ -241,14 +244,12 @@ fn batch(stream: &mut TcpStream, id: u64, bytes: u32, payload: &[u8]) {
     let _ = stream.write_all(&[&header[..], payload].concat());
 }
 
-fn welcome(agreed: &Agreed) -> Message {
-    let pair = &agreed.agreement.pairs[0];
-    let chunks = agreed
-        .agreement
-        .chunks(&agreed.producer, &agreed.consumer, pair);
+fn welcome(requested: &Requested) -> Message {
+    let pair = &requested.agreed().agreement.pairs[0];
+    let chunks = requested.chunks(pair);
     Message::Welcome {
         chunks: chunks.len() as u64,
-        bytes: chunks.iter().map(|c| u64::from(c.bytes)).sum(),
+        bytes: chunks.wire_bytes(),
     }
 }
 
@@ -259,24 +260,20 @@ fn hold(mut stream: TcpStream) {
 
 #[test]
 fn impostors_get_a_typed_failure_before_the_deadline() {
-    let agreed = &ways()[0];
+    let requested = &ways()[0];
     let limit = Duration::from_secs(1);
-    let first = agreed.agreement.chunks(
-        &agreed.producer,
-        &agreed.consumer,
-        &agreed.agreement.pairs[0],
-    )[0]
-    .bytes;
-    let greeting = welcome(agreed);
+    let chunks = requested.chunks(&requested.agreed().agreement.pairs[0]);
+    let first = chunks.get(0).unwrap().bytes;
+    let greeting = welcome(requested);
 
-    let (report, same) = pull(agreed, impostor(hold), limit);
+    let (report, same) = pull(requested, impostor(hold), limit);
     assert!(
         matches!(failure(&report), Failure::Deadline { missing } if missing == "an answer of rank 0"),
         "{report:?}"
     );
     assert!(same.iter().all(|same| *same));
 
-    let (report, _) = pull(agreed, impostor(drop), limit);
+    let (report, _) = pull(requested, impostor(drop), limit);
     assert!(
         matches!(failure(&report), Failure::PeerLost { rank: 0, .. }),
         "{report:?}"
@@ -286,7 +283,7 @@ fn impostors_get_a_typed_failure_before_the_deadline() {
         let _ = stream.write_all(&[0xA5; 5000]);
         hold(stream);
     };
-    let (report, _) = pull(agreed, impostor(garbage), limit);
+    let (report, _) = pull(requested, impostor(garbage), limit);
     assert!(
         matches!(failure(&report), Failure::PeerLost { why, .. } if why.contains("protocol")),
         "{report:?}"
@@ -301,7 +298,7 @@ fn impostors_get_a_typed_failure_before_the_deadline() {
         );
         hold(stream);
     };
-    let (report, _) = pull(agreed, impostor(refuse), limit);
+    let (report, _) = pull(requested, impostor(refuse), limit);
     assert!(
         matches!(failure(&report), Failure::PeerFailed { why, .. } if why.starts_with("not today")),
         "{report:?}"
@@ -317,7 +314,7 @@ fn impostors_get_a_typed_failure_before_the_deadline() {
         );
         hold(stream);
     };
-    let (report, _) = pull(agreed, impostor(boast), limit);
+    let (report, _) = pull(requested, impostor(boast), limit);
     assert!(
         matches!(failure(&report), Failure::Protocol { what, .. } if what.contains("18446744073709551615")),
         "{report:?}"
@@ -328,7 +325,7 @@ fn impostors_get_a_typed_failure_before_the_deadline() {
         batch(&mut stream, 0, first, &vec![1; first as usize]);
         hold(stream);
     };
-    let (report, same) = pull(agreed, impostor(eager), limit);
+    let (report, same) = pull(requested, impostor(eager), limit);
     assert!(
         matches!(failure(&report), Failure::Protocol { .. }),
         "{report:?}"
@@ -349,7 +346,7 @@ fn impostors_get_a_typed_failure_before_the_deadline() {
             hold(stream);
         }
     };
-    let (report, same) = pull(agreed, impostor(twice), limit);
+    let (report, same) = pull(requested, impostor(twice), limit);
     assert!(
         matches!(failure(&report), Failure::Protocol { what, .. } if what.contains("expected it once")),
         "{report:?}"
@@ -363,7 +360,7 @@ fn impostors_get_a_typed_failure_before_the_deadline() {
             batch(&mut stream, id, bytes, &vec![1; bytes as usize]);
             hold(stream);
         };
-        let (report, same) = pull(agreed, impostor(misplaced), limit);
+        let (report, same) = pull(requested, impostor(misplaced), limit);
         assert!(
             matches!(failure(&report), Failure::Protocol { .. }),
             "{report:?}"
@@ -384,7 +381,7 @@ fn impostors_get_a_typed_failure_before_the_deadline() {
                 hold(stream);
             }
         };
-        let (report, same) = pull(agreed, impostor(half), limit);
+        let (report, same) = pull(requested, impostor(half), limit);
         match (failure(&report), dies) {
             (Failure::Deadline { .. }, false) | (Failure::PeerLost { .. }, true) => {}
             other => panic!("{other:?}"),
@@ -406,7 +403,7 @@ fn impostors_get_a_typed_failure_before_the_deadline() {
         );
         hold(stream);
     };
-    let (report, _) = pull(agreed, impostor(empty), limit);
+    let (report, _) = pull(requested, impostor(empty), limit);
     assert!(
         matches!(failure(&report), Failure::Deadline { missing } if missing.contains("8 of 8 chunks")),
         "{report:?}"
@@ -415,11 +412,11 @@ fn impostors_get_a_typed_failure_before_the_deadline() {
 
 #[test]
 fn nobody_listening_is_a_lost_peer_at_once() {
-    let agreed = &ways()[0];
+    let requested = &ways()[0];
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    let (report, same) = pull(agreed, address, Duration::from_secs(5));
+    let (report, same) = pull(requested, address, Duration::from_secs(5));
     assert!(
         matches!(failure(&report), Failure::PeerLost { .. }),
         "{report:?}"

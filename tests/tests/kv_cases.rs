@@ -2,10 +2,7 @@
 
 use std::{fs, path::PathBuf, sync::Arc};
 
-use moai_collectives::{
-    execute::{Agreed, convert},
-    negotiate::negotiate,
-};
+use moai_collectives::execute::{Requested, convert};
 use moai_fabric::files;
 
 fn cases() -> Vec<PathBuf> {
@@ -34,16 +31,12 @@ fn converted_offline_every_case_equals_what_is_expected() {
                 .map(|rank| files::read_pool(&files::pool_path(path, rank).unwrap(), rank).unwrap())
                 .collect()
         };
-        let sources = pools(&p, &producer);
-        let mut targets = pools(&c, &consumer);
-        let agreement = negotiate(&producer, &consumer).unwrap_or_else(|r| panic!("{name}: {r}"));
-        let agreed = Arc::new(Agreed {
-            producer,
-            consumer,
-            agreement,
-        });
-        convert(&agreed, &sources, &mut targets);
-        for (rank, target) in agreed.consumer.ranks.iter().zip(&targets) {
+        let sources = pools(&p, &producer.0);
+        let mut targets = pools(&c, &consumer.0);
+        let requested = Requested::agree(producer, consumer);
+        let requested = Arc::new(requested.unwrap_or_else(|r| panic!("{name}: {r}")));
+        convert(&requested, &sources, &mut targets);
+        for (rank, target) in requested.agreed().consumer.ranks.iter().zip(&targets) {
             let expected = files::read_pool(
                 &case.join(format!("expected.{}.safetensors", rank.rank)),
                 rank,

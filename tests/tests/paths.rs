@@ -3,8 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, thread, time::Duration};
 
 use moai_collectives::{
-    cost::Way, descriptor::Descriptor, execute::Agreed, negotiate::negotiate, protocol::Failure,
-    transfer::Report,
+    cost::Way, execute::Requested, protocol::Failure, request::Request, transfer::Report,
 };
 use moai_fabric::{Fabric, check, config::Config, metrics::Metrics, synthetic};
 use moai_memory::MemoryKind;
@@ -15,7 +14,7 @@ use serde_json::{Value, json};
 const SEED: u64 = 7;
 
 /// One rank to one rank.
-fn agreed(layers: u32, heads: u32, dim: u32, tokens: u32) -> Arc<Agreed> {
+fn requested(layers: u32, heads: u32, dim: u32, tokens: u32) -> Arc<Requested> {
     let side = |element: &str| {
         let layout = "[layer] page slot head dim";
         let component = |name: &str| {
@@ -32,15 +31,10 @@ fn agreed(layers: u32, heads: u32, dim: u32, tokens: u32) -> Arc<Agreed> {
             "ranks": [{ "rank": 0, "pages": pages, "request_pages": list }],
             "request": { "tokens": tokens },
         });
-        Descriptor::from_json(&document.to_string()).unwrap()
+        Request::read(&document.to_string()).unwrap()
     };
     let (producer, consumer) = (side("bf16"), side("f32"));
-    let agreement = negotiate(&producer, &consumer).unwrap();
-    Arc::new(Agreed {
-        producer,
-        consumer,
-        agreement,
-    })
+    Arc::new(Requested::agree(producer, consumer).unwrap())
 }
 
 fn config(deadline: u64) -> Config {
@@ -50,28 +44,32 @@ fn config(deadline: u64) -> Config {
 }
 
 /// Moves everything, the producer's pool in shared memory, and looks at what arrived.
-fn moved(agreed: &Arc<Agreed>) -> [Report; 2] {
-    moved_by(&Fabric::new(config(60)), agreed)
+fn moved(requested: &Arc<Requested>) -> [Report; 2] {
+    moved_by(&Fabric::new(config(60)), requested)
 }
 
-fn moved_by(fabric: &Fabric, agreed: &Arc<Agreed>) -> [Report; 2] {
+fn moved_by(fabric: &Fabric, requested: &Arc<Requested>) -> [Report; 2] {
     let server = fabric.listen().unwrap();
     let addresses = BTreeMap::from([(0, server.addresses().to_vec())]);
-    let (kind, side) = (MemoryKind::Shared, &agreed.producer);
-    let mut source = synthetic::producer_pool_in(kind, side, 0, SEED).unwrap();
+    let (kind, side) = (MemoryKind::Shared, &requested.agreed().producer);
+    let mut source =
+        synthetic::producer_pool_in(kind, side, requested.producer(), 0, SEED).unwrap();
     let serving = {
-        let agreed = Arc::clone(agreed);
-        thread::spawn(move || server.serve(&agreed, 0, &mut source, &mut |_, _| {}))
+        let requested = Arc::clone(requested);
+        thread::spawn(move || server.serve(&requested, 0, &mut source, &mut |_, _| {}))
     };
-    let background = || synthetic::background(&agreed.consumer, 0, SEED).unwrap();
+    let background = || synthetic::background(&requested.agreed().consumer, 0, SEED).unwrap();
     let mut pool = background();
     let report = fabric
-        .pull(agreed, 0, &mut pool, &addresses, &mut |_, _| {})
+        .pull(requested, 0, &mut pool, &addresses, &mut |_, _| {})
         .unwrap();
     assert!(report.is_committed(), "{report:?}");
-    let rows = synthetic::Seeded::new(&agreed.producer, SEED);
-    let wanted = check::expected(agreed, 0, background(), &rows);
-    assert_eq!(check::compare(agreed, 0, &pool, &wanted), Ok(()));
+    let rows = synthetic::Seeded::new(&requested.agreed().producer, SEED);
+    let wanted = check::expected(requested, 0, background(), &rows);
+    assert_eq!(
+        check::compare(requested.agreed(), 0, &pool, &wanted),
+        Ok(())
+    );
     [serving.join().unwrap(), report]
 }
 
@@ -81,7 +79,7 @@ fn what_a_fabric_moves_is_counted() {
     let mut config = config(60);
     config.transports = Some(vec!["tcp".into()]);
     let fabric = Fabric::new(config).with_metrics(metrics.clone());
-    let [_, consumed] = moved_by(&fabric, &agreed(2, 2, 64, 40));
+    let [_, consumed] = moved_by(&fabric, &requested(2, 2, 64, 40));
     let text = metrics.text();
     let value = |name: &str| -> u64 {
         let line = text.lines().find_map(|line| line.strip_prefix(name));
@@ -108,14 +106,14 @@ fn what_a_fabric_moves_is_counted() {
 
 #[test]
 fn a_required_path_that_is_not_there_is_called_so() {
-    let agreed = agreed(2, 2, 64, 40);
+    let requested = requested(2, 2, 64, 40);
     let mut config = config(5);
     config.require_path = Some(vec!["shm".into()]);
     let fabric = Fabric::new(config);
-    let mut pool = synthetic::background(&agreed.consumer, 0, SEED).unwrap();
+    let mut pool = synthetic::background(&requested.agreed().consumer, 0, SEED).unwrap();
     let tcp = BTreeMap::from([(0, vec!["tcp:127.0.0.1:9".parse::<Address>().unwrap()])]);
     for (addresses, why) in [(tcp, "shm is required"), (BTreeMap::new(), "no address")] {
-        let mut pull = || fabric.pull(&agreed, 0, &mut pool, &addresses, &mut |_, _| {});
+        let mut pull = || fabric.pull(&requested, 0, &mut pool, &addresses, &mut |_, _| {});
         let report = pull().unwrap();
         let failure = report.failure().unwrap();
         assert!(
@@ -142,8 +140,8 @@ fn more_shared_regions_than_a_peer_takes_are_sent_and_the_report_says_why() {
         most.current.is_none_or(|most| most >= needed),
         "this test needs {needed} descriptors; this system allows {most:?} (ulimit -Hn)"
     );
-    let agreed = agreed(layers, 1, 64, 16);
-    let [producer, consumer] = moved(&agreed);
+    let requested = requested(layers, 1, 64, 16);
+    let [producer, consumer] = moved(&requested);
     for report in [&producer, &consumer] {
         let route = &report.routes[0];
         let taken = (route.provider.as_str(), route.way);
@@ -155,7 +153,7 @@ fn more_shared_regions_than_a_peer_takes_are_sent_and_the_report_says_why() {
         "{route}"
     );
     assert_eq!(consumer.chunks_mapped, 0, "{consumer:?}");
-    let few = moved(&self::agreed(20, 1, 64, 16));
+    let few = moved(&self::requested(20, 1, 64, 16));
     for report in few {
         assert_eq!(report.routes[0].way, Way::Mapped, "{report:?}");
     }

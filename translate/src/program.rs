@@ -112,9 +112,15 @@ impl Program {
 
     /// Stores past the caches if all that is written, of which this program's boxes are parts, is more than an L2 holds.
     #[must_use]
-    pub fn as_part_of(self, bytes_written: u64) -> Self {
+    pub fn as_part_of(mut self, bytes_written: u64) -> Self {
+        self.be_part_of(bytes_written);
+        self
+    }
+
+    /// As [`as_part_of`](Self::as_part_of), from now on.
+    pub fn be_part_of(&mut self, bytes_written: u64) {
         let large = bytes_written >= STREAMING_FROM;
-        self.with_streaming_from(if large { 0 } else { u64::MAX })
+        self.streaming_from = if large { 0 } else { u64::MAX };
     }
 
     /// Starts a thread in [`run_on`](Self::run_on) for no fewer than `bytes` bytes of the target, instead of some

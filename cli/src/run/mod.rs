@@ -7,14 +7,13 @@ mod talk;
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
     io::{IsTerminal, Write},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use moai_fabric::{
     collectives::{
-        execute::Agreed,
+        execute::{Agreed, Requested},
         negotiate::Role,
         traffic::{PairTraffic, traffic},
         transfer::{Ended, Report, Route},
@@ -62,10 +61,11 @@ pub(crate) fn run(command: &args::Run) -> Result<(), Failure> {
     config.allow(config.bind)?;
     let paths = (command.producer.as_deref(), command.consumer.as_deref());
     let sides = inputs::sides(paths.0, paths.1, command.tokens, command.seed)?;
-    let agreed = inputs::agree(sides, command.json.as_deref())?;
-    look_at_files(command, &agreed)?;
-    let traffic = traffic(&agreed);
-    let matrix = picture::matrix(&agreed, &traffic, std::io::stdout().is_terminal());
+    let requested = inputs::agree(sides, command.json.as_deref())?;
+    let agreed = requested.agreed();
+    look_at_files(command, agreed)?;
+    let traffic = traffic(&requested);
+    let matrix = picture::matrix(&requested, &traffic, std::io::stdout().is_terminal());
     show(format_args!("{matrix}\n"))?;
     let bounds = bounds::measure(BOUNDS_BUDGET)
         .map_err(|error| Failure::Transfer(format!("cannot measure this machine: {error}")))?;
@@ -74,12 +74,12 @@ pub(crate) fn run(command: &args::Run) -> Result<(), Failure> {
         agreed.producer.ranks.len() as u32,
         agreed.consumer.ranks.len() as u32,
     );
-    let mut story = Story::new(&agreed, &traffic);
+    let mut story = Story::new(agreed, &traffic);
     let serve = |address| metrics::serve(address, story.metrics.clone(), story.readiness.clone());
     let _server = { config.metrics.map(serve).transpose() }
         .map_err(|error| Failure::Input(format!("{error}: {}", error.cause)))?;
     let result = story.play(command, &config, ranks);
-    let report = story.report(&agreed, &traffic, &bounds, result.as_ref().err());
+    let report = story.report(&requested, &traffic, &bounds, result.as_ref().err());
     write_json(command.json.as_deref(), &report)?;
     result?;
     show(format_args!("{}\n", story.summary(&traffic, &bounds)))
@@ -505,7 +505,7 @@ impl Story {
 
     fn report(
         &self,
-        agreed: &Arc<Agreed>,
+        requested: &Requested,
         traffic: &[PairTraffic],
         bounds: &bounds::Bounds,
         failure: Option<&Failure>,
@@ -529,7 +529,7 @@ impl Story {
             "request": self.request,
             "failure": failure.map(ToString::to_string),
             "verified": failure.is_none() && checked,
-            "plan": plan::report(agreed, traffic),
+            "plan": plan::report(requested, traffic),
             "ranks": self.told.iter().map(rank).collect::<Vec<_>>(),
             "elapsed_ns": self.slowest_ns(),
             "wall_ns": self.took.map(|took| took.as_nanos() as u64),

@@ -13,7 +13,7 @@ use std::{
 
 use moai_fabric::{
     Fabric, check,
-    collectives::execute::{Agreed, Pool},
+    collectives::execute::{Pool, Requested},
     config::{self, Config},
     device, files,
     memory::{
@@ -60,21 +60,28 @@ fn part(command: &args::Rank) -> Result<(), Failure> {
     }
     let paths = (command.producer.as_deref(), command.consumer.as_deref());
     let sides = inputs::sides(paths.0, paths.1, command.tokens, command.seed)?;
-    let agreed = inputs::agree(sides, None)?;
+    let requested = inputs::agree(sides, None)?;
     let fabric = Fabric::new(config);
     match command.role {
-        Role::Producer => produce(command, &fabric, &agreed),
-        Role::Consumer => consume(command, &fabric, &agreed),
+        Role::Producer => produce(command, &fabric, &requested),
+        Role::Consumer => consume(command, &fabric, &requested),
     }
 }
 
-fn produce(command: &args::Rank, fabric: &Fabric, agreed: &Arc<Agreed>) -> Result<(), Failure> {
+fn produce(
+    command: &args::Rank,
+    fabric: &Fabric,
+    requested: &Arc<Requested>,
+) -> Result<(), Failure> {
+    let (agreed, request) = (requested.agreed(), requested.producer());
     let ear = Ear::open();
     let kind = fabric.pool_kind();
     let mut pool = match &command.producer {
         Some(path) => own_pool(kind, path, &agreed.producer, command.rank)?,
-        None => synthetic::producer_pool_in(kind, &agreed.producer, command.rank, command.seed)
-            .map_err(|error| Failure::Input(error.to_string()))?,
+        None => {
+            synthetic::producer_pool_in(kind, &agreed.producer, request, command.rank, command.seed)
+                .map_err(|error| Failure::Input(error.to_string()))?
+        }
     };
     pool = settled(kind, pool)?;
     let server = fabric.listen()?;
@@ -82,12 +89,17 @@ fn produce(command: &args::Rank, fabric: &Fabric, agreed: &Arc<Agreed>) -> Resul
         addresses: server.addresses().iter().map(ToString::to_string).collect(),
     });
     ear.hear()?;
-    let report = server.serve(agreed, command.rank, &mut pool, &mut progress());
+    let report = server.serve(requested, command.rank, &mut pool, &mut progress());
     say(&FromRank::Reported { report });
     Ok(())
 }
 
-fn consume(command: &args::Rank, fabric: &Fabric, agreed: &Arc<Agreed>) -> Result<(), Failure> {
+fn consume(
+    command: &args::Rank,
+    fabric: &Fabric,
+    requested: &Arc<Requested>,
+) -> Result<(), Failure> {
+    let agreed = requested.agreed();
     let ear = Ear::open();
     let before = |kind| -> Result<Pool, Failure> {
         match &command.consumer {
@@ -119,7 +131,13 @@ fn consume(command: &args::Rank, fabric: &Fabric, agreed: &Arc<Agreed>) -> Resul
         })
         .collect::<Result<BTreeMap<u32, Vec<Address>>, AddressError>>()
         .map_err(|error| Failure::Input(error.to_string()))?;
-    let report = fabric.pull(agreed, command.rank, &mut pool, &addresses, &mut progress())?;
+    let report = fabric.pull(
+        requested,
+        command.rank,
+        &mut pool,
+        &addresses,
+        &mut progress(),
+    )?;
     let committed = report.is_committed();
     say(&FromRank::Reported { report });
     if !committed {
@@ -140,13 +158,13 @@ fn consume(command: &args::Rank, fabric: &Fabric, agreed: &Arc<Agreed>) -> Resul
             }
             Some(path) => {
                 pools = convert::pools(path, &agreed.producer)?;
-                files = check::PoolRows::new(&agreed.producer, &pools);
+                files = check::PoolRows::new(&agreed.producer, requested.producer(), &pools);
                 &files
             }
         };
-        let expected = check::expected(agreed, command.rank, before(MemoryKind::Host)?, rows);
+        let expected = check::expected(requested, command.rank, before(MemoryKind::Host)?, rows);
         difference = check::compare(agreed, command.rank, &pool, &expected).err();
-        let elements = check::elements(agreed, command.rank);
+        let elements = check::elements(requested, command.rank);
         say(&FromRank::Checked {
             elements,
             difference: difference.as_ref().map(ToString::to_string),

@@ -15,7 +15,7 @@ mod ranks;
 
 use moai_fabric::collectives::{
     descriptor::{Component, Descriptor},
-    execute::Agreed,
+    execute::{Agreed, Requested},
     negotiate::{Carriage, Role},
     plan::Span,
     traffic::PairTraffic,
@@ -42,13 +42,14 @@ const MOST_SPANS: usize = 8;
 
 /// Draws an agreement and its traffic as a stand-alone SVG document, 1600 wide.
 #[must_use]
-pub(crate) fn draw(agreed: &Agreed, traffic: &[PairTraffic]) -> String {
+pub(crate) fn draw(requested: &Requested, traffic: &[PairTraffic]) -> String {
+    let agreed = requested.agreed();
     let mut ink = Ink::default();
     let heads = agreed.producer.components.iter().map(|c| c.heads).max();
     let colours = (heads.unwrap_or(1).max(1) as usize).min(MOST_COLOURS);
     let mut y = 34.0;
-    y = title(&mut ink, agreed, traffic, y);
-    y = transfer(&mut ink, agreed, traffic, colours, y);
+    y = title(&mut ink, requested, traffic, y);
+    y = transfer(&mut ink, requested, traffic, colours, y);
     y = translation(&mut ink, agreed, colours, y);
     let text = format!(
         "{}: {} to {}",
@@ -77,7 +78,8 @@ fn main_component(side: &Descriptor) -> usize {
 }
 
 /// Model and request on the left, totals on the right. The y below it.
-fn title(ink: &mut Ink, agreed: &Agreed, traffic: &[PairTraffic], y: f64) -> f64 {
+fn title(ink: &mut Ink, requested: &Requested, traffic: &[PairTraffic], y: f64) -> f64 {
+    let agreed = requested.agreed();
     let sum = |of: fn(&PairTraffic) -> u64| traffic.iter().map(of).sum::<u64>();
     let totals = [
         (bytes(sum(|p| p.bytes_written)), "written"),
@@ -100,7 +102,7 @@ fn title(ink: &mut Ink, agreed: &Agreed, traffic: &[PairTraffic], y: f64) -> f64
     ink.text(INSIDE, y + 26.0, &style, &style.fit(&model, room));
     let facts = format!(
         "{}, {}: KV cache from {} to {}",
-        count(agreed.agreement.tokens.into(), "token"),
+        count(requested.tokens().into(), "token"),
         count(agreed.producer.layers.into(), "layer"),
         count(agreed.producer.ranks.len() as u64, "rank"),
         count(agreed.consumer.ranks.len() as u64, "rank"),
@@ -113,12 +115,13 @@ fn title(ink: &mut Ink, agreed: &Agreed, traffic: &[PairTraffic], y: f64) -> f64
 /// The ranks and what goes between them. The y below it.
 fn transfer(
     ink: &mut Ink,
-    agreed: &Agreed,
+    requested: &Requested,
     traffic: &[PairTraffic],
     colours: usize,
     y: f64,
 ) -> f64 {
-    let ranks = Ranks::new(agreed, traffic, colours);
+    let agreed = requested.agreed();
+    let ranks = Ranks::new(requested, traffic, colours);
     let top = y + 112.0;
     let high = 112.0 + ranks.height() + 58.0;
     ink.panel(Rect {

@@ -3,7 +3,11 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use moai_fabric::collectives::{
-    descriptor::Descriptor, execute::Agreed, negotiate::Role, traffic::PairTraffic,
+    descriptor::Descriptor,
+    execute::{Agreed, Requested},
+    negotiate::Role,
+    request::Request,
+    traffic::PairTraffic,
 };
 
 use super::ink::{Anchor, INK, Ink, MUTED, N, PALE, PAPER, Rect, Rgb, Style};
@@ -81,13 +85,27 @@ struct Place {
 }
 
 impl Ranks {
-    pub(super) fn new(agreed: &Agreed, traffic: &[PairTraffic], colours: usize) -> Self {
+    pub(super) fn new(requested: &Requested, traffic: &[PairTraffic], colours: usize) -> Self {
+        let (agreed, requests) = (
+            requested.agreed(),
+            [requested.producer(), requested.consumer()],
+        );
         let sides = [&agreed.producer, &agreed.consumer];
         // Ranks in one node: the least number for which nodes stay apart.
         let merge = sides.map(|side| side.ranks.len().div_ceil(MOST_NODES).max(1));
         let mut columns = [
-            Column::new(&agreed.producer, Role::Producer, merge[0], colours),
-            Column::new(&agreed.consumer, Role::Consumer, merge[1], colours),
+            Column::new(
+                (&agreed.producer, requests[0]),
+                Role::Producer,
+                merge[0],
+                colours,
+            ),
+            Column::new(
+                (&agreed.consumer, requests[1]),
+                Role::Consumer,
+                merge[1],
+                colours,
+            ),
         ];
         let mut ribbons: BTreeMap<(usize, usize), Ribbon> = BTreeMap::new();
         for pair in traffic {
@@ -274,7 +292,12 @@ fn coloured([first, end]: [u32; 2], all: u32, colours: usize) -> Vec<(usize, u64
 }
 
 impl Column {
-    fn new(side: &Descriptor, role: Role, merge: usize, colours: usize) -> Self {
+    fn new(
+        (side, request): (&Descriptor, &Request),
+        role: Role,
+        merge: usize,
+        colours: usize,
+    ) -> Self {
         let rows = (side.layers as usize).min(MOST_ROWS);
         let row = |layer: u32| layer as usize * rows / side.layers as usize;
         let main = super::main_component(side);
@@ -333,7 +356,9 @@ impl Column {
                         interval("head", heads.start, heads.end)
                     )
                 }),
-                tokens: one.map_or_else(String::new, |rank| tokens(side, rank.rank as usize)),
+                tokens: one.map_or_else(String::new, |rank| {
+                    tokens(side, rank.rank as usize, request.tokens)
+                }),
                 bytes: 0,
                 grid,
             });
@@ -604,13 +629,13 @@ fn intervals(noun: &str, list: &[u32]) -> String {
 }
 
 /// Which tokens a rank holds, where it does not hold all.
-fn tokens(side: &Descriptor, rank: usize) -> String {
-    let held = side.held(0, rank, side.tokens);
+fn tokens(side: &Descriptor, rank: usize, of: u32) -> String {
+    let held = side.held(0, rank, of);
     let many = side.groups.len() > 1;
     match held.as_slice() {
         _ if many && side.parallel[2] == 1 => String::new(),
         [] => "no tokens".to_owned(),
-        [all] if all.token == 0 && all.step == 1 && all.count == side.tokens => String::new(),
+        [all] if all.token == 0 && all.step == 1 && all.count == of => String::new(),
         [run] if run.count == 1 || run.step == 1 => {
             interval("token", run.token, run.token + run.count)
         }

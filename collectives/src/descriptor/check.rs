@@ -15,8 +15,10 @@ use super::{
     rank::Owned,
 };
 use crate::{
-    description::{self as doc, CpUnit, Granularity, RequestPages, Values},
+    description::{self as doc, Granularity, RequestPages, Values},
     limits,
+    negotiate::Role,
+    request::{At, Layers, Request, RequestError},
 };
 
 type Checked<T> = Result<T, DescriptorError>;
@@ -47,7 +49,7 @@ fn interval(field: &str, [from, to]: [u32; 2], end: u32) -> Checked<Range<u32>> 
 }
 
 impl Descriptor {
-    /// Checks a description.
+    /// Checks a description, apart from its request.
     ///
     /// # Errors
     ///
@@ -57,7 +59,6 @@ impl Descriptor {
             format!("{} is not known; this build reads version 1", doc.version)
         })?;
         count("model.layers", doc.model.layers, limits::MAX_LAYERS)?;
-        count("request.tokens", doc.request.tokens, limits::MAX_TOKENS)?;
         let layers = doc.model.layers;
         let p = &doc.parallel;
         let ranks = parallel(p)?;
@@ -75,7 +76,6 @@ impl Descriptor {
             groups,
             components,
             ranks: Vec::new(),
-            tokens: doc.request.tokens,
         };
         let mut given: BTreeMap<u32, (usize, &doc::Rank)> = BTreeMap::new();
         for (i, rank) in doc.ranks.iter().enumerate() {
@@ -122,10 +122,6 @@ impl Descriptor {
                 )
             })?;
             side.ranks.push(shard);
-        }
-        for rank in &side.ranks {
-            request_pages(&side, rank, given[&rank.rank].0)?;
-            pages_in_turns(&side, rank, given[&rank.rank].0)?;
         }
         Ok(side)
     }
@@ -808,40 +804,11 @@ fn shard(
         layers,
         pages: rank.pages,
         file: rank.file.clone(),
-        request_pages: pages_by_group(side, rank, &field)?,
         regions: Vec::new(),
         owned,
     };
     place(side, doc, &mut shard, &field)?;
     Ok(shard)
-}
-
-fn pages_by_group(side: &Descriptor, rank: &doc::Rank, field: &str) -> Checked<Vec<Vec<u32>>> {
-    let field = format!("{field}.request_pages");
-    match &rank.request_pages {
-        RequestPages::One(list) => {
-            need(side.groups.len() == 1, &field, || {
-                let names: Vec<_> = side.groups.iter().map(|g| g.name.as_str()).collect();
-                format!(
-                    "is one list, but there are groups; expected an object with {}",
-                    names.join(", ")
-                )
-            })?;
-            Ok(vec![list.clone()])
-        }
-        RequestPages::Groups(lists) => {
-            for name in lists.keys() {
-                need(side.groups.iter().any(|g| g.name == *name), &field, || {
-                    format!("there is no group \"{name}\"")
-                })?;
-            }
-            Ok(side
-                .groups
-                .iter()
-                .map(|g| lists.get(&g.name).cloned().unwrap_or_default())
-                .collect())
-        }
-    }
 }
 
 /// Fills in layouts and lists the regions that follow from them.
@@ -1006,119 +973,80 @@ fn place(
     Ok(())
 }
 
-/// Groups whose components share bytes use different pages of them.
-fn pages_in_turns(side: &Descriptor, rank: &RankShard, i: usize) -> Checked<()> {
-    for (c, component) in side.components.iter().enumerate() {
-        for (o, other) in side.components[..c].iter().enumerate() {
-            let (Some(g), Some(h)) = (component.group, other.group) else {
-                continue;
-            };
-            let (Some(a), Some(b)) = (rank.layout(c), rank.layout(o)) else {
-                continue;
-            };
-            let none = rank.request_pages[g].is_empty() || rank.request_pages[h].is_empty();
-            if g == h || none || component.pool != other.pool || !overlap(a, b) {
-                continue;
+/// The request of a description, if it has one.
+pub(super) fn request(side: &Descriptor, doc: &doc::Description) -> Checked<Option<Request>> {
+    let at = |i: usize| format!("ranks[{i}].request_pages");
+    let Some(given) = &doc.request else {
+        let pages = doc
+            .ranks
+            .iter()
+            .position(|rank| rank.request_pages.is_some());
+        return match pages {
+            Some(i) => bad(
+                at(i),
+                "are given, but there is no `request` whose pages these are",
+            ),
+            None => Ok(None),
+        };
+    };
+    let mut request = Request::new(side, given.tokens);
+    request.first = given.first;
+    request.coverage = given.digest;
+    if let Some([start, end]) = given.layers {
+        request.layers = Layers::Between(start..end);
+    }
+    // Errors name the place in the document, whatever the number of the rank.
+    let places = |error: RequestError| {
+        let place = |rank: u32| doc.ranks.iter().position(|given| given.rank == rank);
+        let at = match error.at {
+            At::Pages { rank, group } => At::Pages {
+                rank: place(rank).map_or(rank, |i| i as u32),
+                group,
+            },
+            other => other,
+        };
+        DescriptorError::Field {
+            field: at.to_string(),
+            problem: error.problem.to_string(),
+        }
+    };
+    for (i, rank) in doc.ranks.iter().enumerate() {
+        let mut give = |group: usize, pages: &[u32]| {
+            request
+                .give(rank.rank..rank.rank + 1, group, pages)
+                .map_err(places)
+        };
+        let names = || {
+            let names: Vec<_> = side.groups.iter().map(|g| g.name.as_str()).collect();
+            names.join(", ")
+        };
+        match &rank.request_pages {
+            None => return bad(at(i), "is missing, but there is a `request`"),
+            Some(RequestPages::One(list)) => {
+                need(side.groups.len() == 1, at(i), || {
+                    format!(
+                        "is one list, but there are groups; expected an object with {}",
+                        names()
+                    )
+                })?;
+                give(0, list)?;
             }
-            let alike = a.axis(Axis::Page) == b.axis(Axis::Page);
-            // Pages that step alike meet only in themselves; others where the bytes from their first
-            // to their last do.
-            let spread = |layout: &Layout, page: u32| {
-                let map = layout.axis(Axis::Page);
-                let last = map.at(layout.extents().page - 1).byte;
-                let start = layout.page_base(0, page).byte;
-                let first = layout.page_base(0, 0).byte;
-                start..start + (layout.region_bytes() - first - last)
-            };
-            let mut taken: Vec<_> = rank.request_pages[h]
-                .iter()
-                .map(|&page| (spread(b, page), page))
-                .collect();
-            taken.sort_unstable_by_key(|(bytes, page)| (bytes.start, *page));
-            let mut pages = rank.request_pages[h].clone();
-            pages.sort_unstable();
-            for &page in &rank.request_pages[g] {
-                let twin = if alike {
-                    pages.binary_search(&page).is_ok().then_some(page)
-                } else {
-                    let bytes = spread(a, page);
-                    let next = taken.partition_point(|(other, _)| other.end <= bytes.start);
-                    let met = taken.get(next).filter(|(other, _)| other.start < bytes.end);
-                    met.map(|&(_, page)| page)
-                };
-                if let Some(twin) = twin {
-                    let (mine, its) = (&side.groups[g].name, &side.groups[h].name);
-                    return bad(
-                        format!("ranks[{i}].request_pages.{mine}"),
-                        format!(
-                            "page {page} shares bytes with page {twin} of group \"{its}\": \"{}\" and \"{}\" lie in the same pool",
-                            component.name, other.name
-                        ),
-                    );
+            Some(RequestPages::Groups(lists)) => {
+                for (name, list) in lists {
+                    match side.groups.iter().position(|g| g.name == *name) {
+                        Some(group) => give(group, list)?,
+                        None => {
+                            return bad(
+                                at(i),
+                                format!("there is no group \"{name}\"; the side has {}", names()),
+                            );
+                        }
+                    }
                 }
             }
         }
     }
-    Ok(())
-}
-
-/// The request's pages exist, are used once, and are as many as the rank's tokens need.
-fn request_pages(side: &Descriptor, rank: &RankShard, i: usize) -> Checked<()> {
-    let cp_unit = side.cp_unit.filter(|_| side.parallel[2] > 1);
-    for (g, group) in side.groups.iter().enumerate() {
-        let field = match group.name.as_str() {
-            "" => format!("ranks[{i}].request_pages"),
-            name => format!("ranks[{i}].request_pages.{name}"),
-        };
-        let pages = &rank.request_pages[g];
-        let owns = rank
-            .layers
-            .iter()
-            .any(|layer| group.layers.binary_search(layer).is_ok());
-        // Only counted: a list of runs would be as long as the page list should be, which is not known yet.
-        let held = side.held_count(g, rank.rank as usize, side.tokens);
-        let want = if owns {
-            held.div_ceil(u64::from(group.page_slots))
-        } else {
-            0
-        };
-        let how = match cp_unit {
-            None => String::new(),
-            Some(CpUnit::Token) => format!(", dealt by token to cp rank {}", rank.cp),
-            Some(CpUnit::Page) => format!(", dealt by page to cp rank {}", rank.cp),
-            Some(CpUnit::Contiguous) => format!(", in ranges, to cp rank {}", rank.cp),
-        };
-        need(
-            pages.len() as u64 == want || (!owns && pages.is_empty()),
-            &field,
-            || {
-                format!(
-                    "lists {} pages; {held} tokens of {}{how} in pages of {} need {want}",
-                    pages.len(),
-                    side.tokens,
-                    group.page_slots
-                )
-            },
-        )?;
-        let mut sorted = pages.clone();
-        sorted.sort_unstable();
-        if let Some(&last) = sorted.last() {
-            need(last < rank.pages, &field, || {
-                format!(
-                    "page {last} is out of range: the rank has pages 0..{}",
-                    rank.pages
-                )
-            })?;
-        }
-        if let Some(twice) = sorted.windows(2).find(|w| w[0] == w[1]) {
-            return bad(
-                &field,
-                format!(
-                    "page {} is listed twice; its slots would be written by two tokens",
-                    twice[0]
-                ),
-            );
-        }
-    }
-    Ok(())
+    let ranks = 0..side.ranks.len() as u32;
+    request.check(side, Role::Consumer, ranks).map_err(places)?;
+    Ok(Some(request))
 }

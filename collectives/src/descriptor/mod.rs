@@ -1,11 +1,12 @@
 //! Cache descriptors: one side, fully described and checked.
 //!
 //! A [`Descriptor`] is a [`Description`](crate::description::Description) behind the door: every
-//! interval lies in its range, every layout has an address for every row, no two components overlap, every
-//! page of the request exists and is used once. Nothing after it checks these again.
+//! interval lies in its range, every layout has an address for every row, no two components overlap. Nothing after it
+//! checks these again. It is as long as the engine's ranks, layers and components ask for, however many pages there are.
 
 mod check;
 mod rank;
+mod turns;
 
 use std::ops::Range;
 
@@ -18,9 +19,10 @@ use moai_translate::{
 };
 use thiserror::Error;
 
-use crate::tokens::Deal;
+use crate::{description::Description, request::Request, tokens::Deal};
 
 pub use rank::{RankShard, RegionSpec};
+pub use turns::PageClash;
 
 /// One side of a transfer: an engine instance with all of its ranks.
 #[derive(Clone, Debug)]
@@ -44,8 +46,6 @@ pub struct Descriptor {
     pub components: Vec<Component>,
     /// What each rank owns and where, by rank number.
     pub ranks: Vec<RankShard>,
-    /// Tokens of the request.
-    pub tokens: u32,
 }
 
 /// Layers with page lists of their own.
@@ -230,11 +230,11 @@ pub enum DescriptorError {
 }
 
 impl Descriptor {
-    /// Reads and checks a document.
+    /// Reads and checks a document, its request included, and leaves that aside.
     ///
     /// # Errors
     ///
-    /// [`DescriptorError`], which names the position or the field.
+    /// As [`read`](Self::read).
     ///
     /// # Example
     ///
@@ -257,7 +257,16 @@ impl Descriptor {
     /// # Ok::<(), moai_collectives::descriptor::DescriptorError>(())
     /// ```
     pub fn from_json(text: &str) -> Result<Self, DescriptorError> {
-        let description = serde_json::from_str(text).map_err(|error| {
+        Ok(Self::read(text)?.0)
+    }
+
+    /// Reads and checks a document, with its request, if it has one. Pages of either side are used once.
+    ///
+    /// # Errors
+    ///
+    /// [`DescriptorError`], which names the position or the field.
+    pub fn read(text: &str) -> Result<(Self, Option<Request>), DescriptorError> {
+        let description: Description = serde_json::from_str(text).map_err(|error| {
             let problem = error.to_string();
             let tail = format!(" at line {} column {}", error.line(), error.column());
             DescriptorError::Syntax {
@@ -266,7 +275,20 @@ impl Descriptor {
                 problem: problem.strip_suffix(&tail).unwrap_or(&problem).to_owned(),
             }
         })?;
-        Self::new(&description)
+        Self::described(&description)
+    }
+
+    /// Checks a description, with its request, if it has one.
+    ///
+    /// # Errors
+    ///
+    /// [`DescriptorError::Field`] for the first field that cannot be.
+    pub fn described(
+        description: &Description,
+    ) -> Result<(Self, Option<Request>), DescriptorError> {
+        let side = Self::new(description)?;
+        let request = check::request(&side, description)?;
+        Ok((side, request))
     }
 
     /// How the tokens of a group are dealt to ranks.
@@ -294,14 +316,16 @@ impl Descriptor {
         deal.held(self.ranks[rank].cp, first, tokens)
     }
 
-    /// How many they are.
-    pub(crate) fn held_count(&self, group: usize, rank: usize, tokens: u32) -> u64 {
-        let first = self.first(group, tokens);
-        self.deal(group).count(self.ranks[rank].cp, first, tokens)
+    /// Whether a rank holds layers of a group.
+    pub(crate) fn holds_layers_of(&self, group: usize, rank: usize) -> bool {
+        let layers = &self.groups[group].layers;
+        let mut own = self.ranks[rank].layers.iter();
+        own.any(|layer| layers.binary_search(layer).is_ok())
     }
 
-    /// The first token that a group holds.
-    fn first(&self, group: usize, tokens: u32) -> u32 {
+    /// The first token that a group holds of a request of `tokens` tokens.
+    #[must_use]
+    pub fn first(&self, group: usize, tokens: u32) -> u32 {
         let Group {
             page_slots, window, ..
         } = &self.groups[group];

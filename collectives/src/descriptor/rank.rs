@@ -32,8 +32,6 @@ pub struct RankShard {
     pub pages: u32,
     /// Safetensors file with the regions.
     pub file: Option<String>,
-    /// Pages of the request, by group.
-    pub request_pages: Vec<Vec<u32>>,
     /// All regions, in the order in which layouts number them.
     pub regions: Vec<RegionSpec>,
     pub(super) owned: Vec<Owned>,
@@ -70,10 +68,15 @@ impl RankShard {
     /// Where a global layer stands on a component's `layer` axis.
     #[must_use]
     pub fn local_layer(&self, component: usize, layer: u32) -> Option<u32> {
-        let at = self.owned[component]
-            .layers
-            .iter()
-            .position(|&own| own == layer);
+        let layers = &self.owned[component].layers;
+        // Most are an interval.
+        let guess = layer.checked_sub(*layers.first()?);
+        if let Some(at) = guess
+            && layers.get(at as usize) == Some(&layer)
+        {
+            return Some(at);
+        }
+        let at = layers.iter().position(|&own| own == layer);
         at.map(|at| at as u32)
     }
 }

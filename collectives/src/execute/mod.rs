@@ -2,6 +2,7 @@
 //! from one to the other.
 
 mod page_copy;
+mod requested;
 mod runner;
 mod sum;
 
@@ -15,17 +16,18 @@ use moai_translate::{
 
 use crate::{
     descriptor::Descriptor,
-    negotiate::{Agreement, Role},
+    negotiate::{Agreement, Refusal, Role, negotiate},
     plan::{Chunk, Pair, Step},
 };
 
 pub use page_copy::PageCopy;
+pub use requested::Requested;
 pub use runner::{Runner, Runs};
 
 /// The memory of one rank, in the order in which its layouts number regions.
 pub type Pool = Vec<Region>;
 
-/// What both sides know of a transfer before it starts.
+/// What both sides know of each other before there is a request.
 #[derive(Clone, Debug)]
 #[allow(
     clippy::exhaustive_structs,
@@ -38,6 +40,37 @@ pub struct Agreed {
     pub consumer: Descriptor,
     /// What they agreed on.
     pub agreement: Agreement,
+}
+
+impl Agreed {
+    /// Negotiates.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`], with every obstacle.
+    pub fn new(producer: Descriptor, consumer: Descriptor) -> Result<Self, Refusal> {
+        let agreement = negotiate(&producer, &consumer)?;
+        Ok(Self {
+            producer,
+            consumer,
+            agreement,
+        })
+    }
+
+    /// One side.
+    #[must_use]
+    pub fn side(&self, role: Role) -> &Descriptor {
+        match role {
+            Role::Producer => &self.producer,
+            Role::Consumer => &self.consumer,
+        }
+    }
+
+    /// Producer and consumer.
+    #[must_use]
+    pub fn sides(&self) -> [&Descriptor; 2] {
+        [&self.producer, &self.consumer]
+    }
 }
 
 /// One side's pages, as a program reads or writes them for a step.
@@ -79,20 +112,20 @@ fn dense() -> Place<'static> {
     }
 }
 
-fn source_place<'a>(agreed: &'a Agreed, pair: &Pair, chunk: &Chunk) -> Place<'a> {
+fn source_place<'a>(requested: &'a Requested, pair: &Pair, chunk: &Chunk) -> Place<'a> {
     let step = &pair.steps[chunk.step as usize];
     Place {
         layer: step.layers[chunk.layer as usize].source,
-        pages: &agreed.producer.ranks[pair.source as usize].request_pages[step.source_group],
+        pages: requested.producer().pages(pair.source, step.source_group),
         tokens: chunk.tokens.source,
     }
 }
 
-fn target_place<'a>(agreed: &'a Agreed, pair: &Pair, chunk: &Chunk) -> Place<'a> {
+fn target_place<'a>(requested: &'a Requested, pair: &Pair, chunk: &Chunk) -> Place<'a> {
     let step = &pair.steps[chunk.step as usize];
     Place {
         layer: step.layers[chunk.layer as usize].target,
-        pages: &agreed.consumer.ranks[pair.target as usize].request_pages[step.target_group],
+        pages: requested.consumer().pages(pair.target, step.target_group),
         tokens: chunk.tokens.target,
     }
 }
@@ -104,14 +137,14 @@ fn target_place<'a>(agreed: &'a Agreed, pair: &Pair, chunk: &Chunk) -> Place<'a>
 /// # Panics
 ///
 /// If a pool does not have the regions of its rank.
-pub fn convert(agreed: &Arc<Agreed>, sources: &[Pool], targets: &mut [Pool]) -> Counts {
+pub fn convert(requested: &Arc<Requested>, sources: &[Pool], targets: &mut [Pool]) -> Counts {
     let mut counts = Counts::default();
     // Chunks fit a cache, the cache as a whole need not.
     let bytes: u64 = targets.iter().flatten().map(Region::len).sum();
-    for pair in &agreed.agreement.pairs {
+    for pair in &requested.agreed().agreement.pairs {
         let source = &sources[pair.source as usize];
         let target = &mut targets[pair.target as usize];
-        let mut copy = PageCopy::new(Arc::clone(agreed), pair, bytes);
+        let mut copy = PageCopy::new(requested, pair, bytes);
         for index in 0..copy.chunks().len() {
             counts += copy.copy(index, source, target);
         }

@@ -8,19 +8,19 @@ use moai_translate::{
     program::{Conversions, Program},
 };
 
-use super::{Agreed, pages_of, source_place, sum::Sum, target_place};
+use super::{Requested, pages_of, source_place, sum::Sum, target_place};
 use crate::{
-    digest::DigestKey,
+    digest::{Coverage, DigestKey},
     negotiate::Role,
-    plan::{Chunk, Pair},
+    plan::{Chunks, Pair},
 };
 
 /// A pair's programs from pages to pages: every byte is read once, converted on the way, and written once.
 #[derive(Debug)]
 pub struct PageCopy {
-    agreed: Arc<Agreed>,
+    requested: Arc<Requested>,
     pair: Pair,
-    chunks: Vec<Chunk>,
+    chunks: Chunks,
     steps: Vec<Prepared>,
 }
 
@@ -35,20 +35,17 @@ impl PageCopy {
     /// Compiles a pair, as part of a move that writes `bytes_written` in all: of one that no cache holds, pages are
     /// stored past the caches.
     #[must_use]
-    pub fn new(agreed: Arc<Agreed>, pair: &Pair, bytes_written: u64) -> Self {
-        let Agreed {
-            producer,
-            consumer,
-            agreement,
-        } = &*agreed;
+    pub fn new(requested: &Arc<Requested>, pair: &Pair, bytes_written: u64) -> Self {
+        let agreed = requested.agreed();
+        let agreement = &agreed.agreement;
         let prepare = |step: &crate::plan::Step| {
             let whole = |pair: &crate::plan::LayerPair| {
                 agreement.whole_conversions(step.span, pair.layer, step.heads.clone())
             };
             let conversions: Vec<Conversions> = step.layers.iter().map(whole).collect();
             let program = Program::new(
-                pages_of(&agreed, pair, step, Role::Producer),
-                pages_of(&agreed, pair, step, Role::Consumer),
+                pages_of(agreed, pair, step, Role::Producer),
+                pages_of(agreed, pair, step, Role::Consumer),
                 step.heads.end - step.heads.start,
                 agreement.spans[step.span].dim,
                 conversions[0].any(),
@@ -60,16 +57,25 @@ impl PageCopy {
             }
         };
         Self {
-            chunks: agreement.chunks(producer, consumer, pair),
+            chunks: requested.chunks(pair),
             steps: pair.steps.iter().map(prepare).collect(),
             pair: pair.clone(),
-            agreed: Arc::clone(&agreed),
+            requested: Arc::clone(requested),
+        }
+    }
+
+    /// Goes on to another request of the same two sides, as part of a move that writes `bytes_written` in all.
+    pub fn take(&mut self, requested: &Arc<Requested>, bytes_written: u64) {
+        requested.chunks_into(&self.pair, &mut self.chunks);
+        self.requested = Arc::clone(requested);
+        for step in &mut self.steps {
+            step.program.be_part_of(bytes_written);
         }
     }
 
     /// The parts in which it is done, the same as those of a [`Runner`](super::Runner).
     #[must_use]
-    pub fn chunks(&self) -> &[Chunk] {
+    pub fn chunks(&self) -> &Chunks {
         &self.chunks
     }
 
@@ -77,9 +83,9 @@ impl PageCopy {
     ///
     /// # Panics
     ///
-    /// If a pool is not its rank's.
+    /// If there are not so many chunks, or a pool is not its rank's.
     pub fn copy(&mut self, index: usize, source: &[Region], target: &mut [Region]) -> Counts {
-        let chunk = &self.chunks[index];
+        let chunk = &self.chunks.get(index).expect("a chunk of the pair");
         let Prepared {
             program,
             conversions,
@@ -87,8 +93,8 @@ impl PageCopy {
         program.run(
             &conversions[chunk.layer as usize],
             chunk.tokens.count,
-            source_place(&self.agreed, &self.pair, chunk),
-            target_place(&self.agreed, &self.pair, chunk),
+            source_place(&self.requested, &self.pair, chunk),
+            target_place(&self.requested, &self.pair, chunk),
             source,
             target,
         )
@@ -106,17 +112,20 @@ impl PageCopy {
         target: &mut [Region],
         key: &DigestKey,
     ) -> (Counts, u64) {
-        let chunk = &self.chunks[index];
+        let chunk = &self.chunks.get(index).expect("a chunk of the pair");
         let Prepared {
             program,
             conversions,
         } = &mut self.steps[chunk.step as usize];
+        if key.coverage() == Coverage::Off {
+            return (self.copy(index, source, target), 0);
+        }
         let mut sum = Sum::of(&self.pair, chunk, key);
         let counts = program.run_observed(
             &conversions[chunk.layer as usize],
             chunk.tokens.count,
-            source_place(&self.agreed, &self.pair, chunk),
-            target_place(&self.agreed, &self.pair, chunk),
+            source_place(&self.requested, &self.pair, chunk),
+            target_place(&self.requested, &self.pair, chunk),
             source,
             target,
             &mut |rows| sum.add(rows),

@@ -11,11 +11,11 @@ use moai_translate::{
     scheme::Params,
 };
 
-use super::{Agreed, dense, pages_of, source_place, sum::Sum, target_place};
+use super::{Agreed, Requested, dense, pages_of, source_place, sum::Sum, target_place};
 use crate::{
-    digest::DigestKey,
+    digest::{Coverage, DigestKey},
     negotiate::Role,
-    plan::{Chunk, LayerPair, Pair, Step},
+    plan::{Chunk, Chunks, LayerPair, Pair, Step},
 };
 
 /// Rows of a chunk on the wire: all codes, then (if rows keep some apart) all params, heads and tokens
@@ -32,10 +32,10 @@ struct Wire {
 /// Once it has met chunks of every shape, running it allocates nothing.
 #[derive(Debug)]
 pub struct Runner {
-    agreed: Arc<Agreed>,
+    requested: Arc<Requested>,
     pair: Pair,
     role: Role,
-    chunks: Vec<Chunk>,
+    chunks: Chunks,
     steps: Vec<Prepared>,
 }
 
@@ -64,28 +64,36 @@ pub type Runs = Vec<(u64, Address, u64)>;
 impl Runner {
     /// Compiles one rank's side of a pair.
     #[must_use]
-    pub fn new(agreed: Arc<Agreed>, pair: &Pair, role: Role) -> Self {
-        let Agreed {
-            producer,
-            consumer,
-            agreement,
-        } = &*agreed;
-        let chunks = agreement.chunks(producer, consumer, pair);
-        let written = bytes_of(&agreed, pair, &chunks)[2];
-        let prepare = |step: &Step| prepare(&agreed, pair, step, role, written);
+    pub fn new(requested: &Arc<Requested>, pair: &Pair, role: Role) -> Self {
+        let agreed = requested.agreed();
+        let chunks = requested.chunks(pair);
+        let written = bytes_of(agreed, pair, &chunks)[2];
+        let prepare = |step: &Step| prepare(agreed, pair, step, role, written);
         Self {
             steps: pair.steps.iter().map(prepare).collect(),
-            agreed: Arc::clone(&agreed),
+            requested: Arc::clone(requested),
             pair: pair.clone(),
             role,
             chunks,
         }
     }
 
+    /// Goes on to another request of the same two sides: what was compiled stays.
+    pub fn take(&mut self, requested: &Arc<Requested>) {
+        requested.chunks_into(&self.pair, &mut self.chunks);
+        self.requested = Arc::clone(requested);
+        let written = bytes_of(requested.agreed(), &self.pair, &self.chunks)[2];
+        if self.role == Role::Consumer {
+            for step in &mut self.steps {
+                step.own.program.be_part_of(written);
+            }
+        }
+    }
+
     /// The same, for another thread.
     #[must_use]
     pub fn again(&self) -> Self {
-        Self::new(Arc::clone(&self.agreed), &self.pair, self.role)
+        Self::new(&self.requested, &self.pair, self.role)
     }
 
     /// The pair.
@@ -96,30 +104,34 @@ impl Runner {
 
     /// What goes over the wire, in order.
     #[must_use]
-    pub fn chunks(&self) -> &[Chunk] {
+    pub fn chunks(&self) -> &Chunks {
         &self.chunks
     }
 
     /// Bytes of all chunks.
     #[must_use]
     pub fn wire_bytes(&self) -> u64 {
-        self.chunks.iter().map(|c| u64::from(c.bytes)).sum()
+        self.chunks.wire_bytes()
     }
 
     /// Bytes of a chunk's rows in the producer's format, on the wire, and in the consumer's.
     #[must_use]
     pub fn row_bytes(&self, index: usize) -> [u64; 3] {
-        bytes_of(
-            &self.agreed,
-            &self.pair,
-            std::slice::from_ref(&self.chunks[index]),
-        )
+        let chunk = self.chunk(index);
+        let step = &self.pair.steps[chunk.step as usize];
+        let rows = u64::from(step.heads.end - step.heads.start) * u64::from(chunk.tokens.count);
+        let bytes = self.requested.agreed().agreement.carriages[step.span].row_bytes;
+        bytes.map(|row| row * rows)
+    }
+
+    fn chunk(&self, index: usize) -> Chunk {
+        self.chunks.get(index).expect("a chunk of the pair")
     }
 
     /// Longest row of any chunk, on the wire or in the consumer's format, for a digest's constants.
     #[must_use]
     pub fn longest_row(&self) -> usize {
-        let carriages = self.agreed.agreement.carriages.iter();
+        let carriages = self.requested.agreed().agreement.carriages.iter();
         let rows = carriages.map(|c| c.row_bytes[1].max(c.row_bytes[2]) as usize);
         rows.max().unwrap_or(4)
     }
@@ -130,13 +142,13 @@ impl Runner {
     ///
     /// If `out` is not as long as the chunk, or the pool is not the producer rank's.
     pub fn gather<P: Read + ?Sized>(&mut self, index: usize, pool: &P, out: &mut [u8]) -> Counts {
-        let chunk = &self.chunks[index];
+        let chunk = &self.chunk(index);
         assert_eq!(out.len(), chunk.bytes as usize, "the buffer is the chunk's");
         let Carry {
             program,
             conversions,
         } = &mut self.steps[chunk.step as usize].own;
-        let from = source_place(&self.agreed, &self.pair, chunk);
+        let from = source_place(&self.requested, &self.pair, chunk);
         let conversions = &conversions[chunk.layer as usize];
         program.run(conversions, chunk.tokens.count, from, dense(), pool, out)
     }
@@ -153,7 +165,10 @@ impl Runner {
         out: &mut [u8],
         key: &DigestKey,
     ) -> (Counts, u64) {
-        let chunk = &self.chunks[index];
+        if key.coverage() == Coverage::Off {
+            return (self.gather(index, pool, out), 0);
+        }
+        let chunk = &self.chunk(index);
         assert_eq!(out.len(), chunk.bytes as usize, "the buffer is the chunk's");
         let Carry {
             program,
@@ -163,7 +178,7 @@ impl Runner {
         let counts = program.run_observed(
             &conversions[chunk.layer as usize],
             chunk.tokens.count,
-            source_place(&self.agreed, &self.pair, chunk),
+            source_place(&self.requested, &self.pair, chunk),
             dense(),
             pool,
             out,
@@ -184,7 +199,10 @@ impl Runner {
         pool: &P,
         key: &DigestKey,
     ) -> (Counts, u64) {
-        let chunk = &self.chunks[index];
+        if key.coverage() == Coverage::Off {
+            return (Counts::default(), 0);
+        }
+        let chunk = &self.chunk(index);
         let step = &mut self.steps[chunk.step as usize];
         let Carry {
             program,
@@ -194,7 +212,7 @@ impl Runner {
         let counts = program.observe(
             &conversions[chunk.layer as usize],
             chunk.tokens.count,
-            source_place(&self.agreed, &self.pair, chunk),
+            source_place(&self.requested, &self.pair, chunk),
             pool,
             &mut |rows| sum.add(rows),
         );
@@ -212,13 +230,13 @@ impl Runner {
         rows: &[u8],
         pool: &mut P,
     ) -> Counts {
-        let chunk = &self.chunks[index];
+        let chunk = &self.chunk(index);
         assert_eq!(rows.len(), chunk.bytes as usize, "the rows are the chunk's");
         let Carry {
             program,
             conversions,
         } = &mut self.steps[chunk.step as usize].own;
-        let to = target_place(&self.agreed, &self.pair, chunk);
+        let to = target_place(&self.requested, &self.pair, chunk);
         let conversions = &conversions[chunk.layer as usize];
         program.run(conversions, chunk.tokens.count, dense(), to, rows, pool)
     }
@@ -253,8 +271,11 @@ impl Runner {
         pool: &mut P,
         key: &DigestKey,
     ) -> (Counts, [u64; 2]) {
+        if key.coverage() == Coverage::Off {
+            return (self.scatter(index, rows, pool), [0; 2]);
+        }
         let digest = self.digest(index, rows, key);
-        let chunk = &self.chunks[index];
+        let chunk = &self.chunk(index);
         let Prepared {
             own: Carry {
                 program,
@@ -271,7 +292,7 @@ impl Runner {
             &conversions[chunk.layer as usize],
             chunk.tokens.count,
             dense(),
-            target_place(&self.agreed, &self.pair, chunk),
+            target_place(&self.requested, &self.pair, chunk),
             rows,
             pool,
             &mut |rows| sum.add(rows),
@@ -283,12 +304,12 @@ impl Runner {
     /// of `least` bytes on average or more.
     pub fn runs(&mut self, index: usize, least: u64, runs: &mut Runs) -> bool {
         runs.clear();
-        let chunk = &self.chunks[index];
+        let chunk = &self.chunk(index);
         let Carry {
             program,
             conversions,
         } = &mut self.steps[chunk.step as usize].own;
-        let to = target_place(&self.agreed, &self.pair, chunk);
+        let to = target_place(&self.requested, &self.pair, chunk);
         let most = u64::from(chunk.bytes) / least.max(1);
         let mut many = false;
         let plain = program.runs_into(
@@ -317,12 +338,27 @@ impl Runner {
         next == u64::from(chunk.bytes)
     }
 
+    /// A key for the digests of what it moves, as the request wants them.
+    #[must_use]
+    pub fn digest_key(&self, key: u64) -> DigestKey {
+        let coverage = self.requested.coverage();
+        DigestKey::new(key, self.longest_row()).covering(coverage)
+    }
+
+    /// What a sum of digests is of, for people: component and layer.
+    #[must_use]
+    pub fn part_name(&self, step: usize, layer: u32) -> String {
+        let step = &self.pair.steps[step];
+        let name = &self.requested.agreed().agreement.spans[step.span].name;
+        format!("{name}, layer {}", step.layers[layer as usize].layer)
+    }
+
     /// Contiguous runs of a chunk in this rank's pages.
     pub fn paged_runs(&mut self, index: usize) -> u64 {
-        let chunk = &self.chunks[index];
+        let chunk = &self.chunk(index);
         let place = match self.role {
-            Role::Producer => source_place(&self.agreed, &self.pair, chunk),
-            Role::Consumer => target_place(&self.agreed, &self.pair, chunk),
+            Role::Producer => source_place(&self.requested, &self.pair, chunk),
+            Role::Consumer => target_place(&self.requested, &self.pair, chunk),
         };
         let program = &mut self.steps[chunk.step as usize].own.program;
         program.paged_runs(chunk.tokens.count, place)
@@ -331,7 +367,10 @@ impl Runner {
     /// The digest of a chunk as it goes over the wire.
     #[must_use]
     pub fn digest(&self, index: usize, rows: &[u8], key: &DigestKey) -> u64 {
-        let chunk = &self.chunks[index];
+        if key.coverage() == Coverage::Off {
+            return 0;
+        }
+        let chunk = &self.chunk(index);
         let wire = self.steps[chunk.step as usize].wire;
         let heads = &self.pair.steps[chunk.step as usize].heads;
         let (heads, tokens) = (heads.end - heads.start, chunk.tokens.count);
@@ -350,7 +389,7 @@ impl Runner {
         pool: &P,
         key: &DigestKey,
     ) -> Option<u64> {
-        let is_targets = self.steps[self.chunks[index].step as usize].is_targets;
+        let is_targets = self.steps[self.chunk(index).step as usize].is_targets;
         if is_targets {
             self.digest_written(index, pool, key)
         } else {
@@ -369,10 +408,13 @@ impl Runner {
         pool: &P,
         key: &DigestKey,
     ) -> Option<u64> {
-        let chunk = &self.chunks[index];
         if self.role == Role::Producer {
             return None;
         }
+        if key.coverage() == Coverage::Off {
+            return Some(0);
+        }
+        let chunk = &self.chunk(index);
         let Carry {
             program,
             conversions,
@@ -381,7 +423,7 @@ impl Runner {
         program.observe(
             &conversions[chunk.layer as usize],
             chunk.tokens.count,
-            target_place(&self.agreed, &self.pair, chunk),
+            target_place(&self.requested, &self.pair, chunk),
             pool,
             &mut |rows| sum.add(rows),
         );
@@ -390,10 +432,10 @@ impl Runner {
 
     /// Pages of the consumer that a chunk writes to, as (group, page).
     pub fn pages(&self, index: usize, mut each: impl FnMut(usize, u32)) {
-        let chunk = &self.chunks[index];
+        let chunk = &self.chunk(index);
         let group = self.pair.steps[chunk.step as usize].target_group;
-        let place = target_place(&self.agreed, &self.pair, chunk);
-        let slots = self.agreed.consumer.groups[group].page_slots;
+        let place = target_place(&self.requested, &self.pair, chunk);
+        let slots = self.requested.agreed().consumer.groups[group].page_slots;
         let mut last = None;
         for n in 0..chunk.tokens.count {
             let page = place.pages[(place.tokens.at(n) / slots) as usize];
@@ -405,12 +447,12 @@ impl Runner {
     }
 }
 
-/// Bytes of the rows of chunks in the producer's format, on the wire, and in the consumer's.
-fn bytes_of(agreed: &Agreed, pair: &Pair, chunks: &[Chunk]) -> [u64; 3] {
+/// Bytes of the rows of all chunks in the producer's format, on the wire, and in the consumer's.
+fn bytes_of(agreed: &Agreed, pair: &Pair, chunks: &Chunks) -> [u64; 3] {
     let mut sums = [0; 3];
-    for chunk in chunks {
-        let step = &pair.steps[chunk.step as usize];
-        let rows = u64::from(step.heads.end - step.heads.start) * u64::from(chunk.tokens.count);
+    for (index, step) in pair.steps.iter().enumerate() {
+        let (layers, tokens) = chunks.step(index);
+        let rows = u64::from(step.heads.end - step.heads.start) * tokens * layers.len() as u64;
         let bytes = agreed.agreement.carriages[step.span].row_bytes;
         for (sum, bytes) in sums.iter_mut().zip(bytes) {
             *sum += rows * bytes;

@@ -6,7 +6,7 @@ use moai_memory::Region;
 use moai_transport::{Interface, PeerId};
 
 use crate::{
-    execute::{Agreed, PageCopy, Runner},
+    execute::{PageCopy, Requested, Runner},
     protocol::LentKey,
 };
 
@@ -25,12 +25,12 @@ impl Borrowed {
     pub(super) fn new(
         interface: &mut dyn Interface,
         peer: PeerId,
-        agreed: &Arc<Agreed>,
+        requested: &Arc<Requested>,
         runner: &Runner,
         keys: &[LentKey],
     ) -> Result<Self, String> {
         let pair = runner.pair();
-        let specs = &agreed.producer.ranks[pair.source as usize].regions;
+        let specs = &requested.agreed().producer.ranks[pair.source as usize].regions;
         let mut regions: Vec<Region> = specs
             .iter()
             .map(|_| Region::from_host(Vec::new()))
@@ -59,7 +59,7 @@ impl Borrowed {
         }
         let written = (0..runner.chunks().len()).map(|index| runner.row_bytes(index)[2]);
         Ok(Self {
-            copy: PageCopy::new(Arc::clone(agreed), pair, written.sum()),
+            copy: PageCopy::new(requested, pair, written.sum()),
             regions,
             next: 0,
         })

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     cost::{self, Way},
     digest::DigestKey,
-    execute::{Agreed, Runner, Runs},
+    execute::{Requested, Runner, Runs},
     negotiate::Role,
     protocol::{Consumer, Expected, LinkId, LinkState},
 };
@@ -60,7 +60,7 @@ pub type Connect<'a, I> = &'a mut dyn FnMut(&mut I, u32) -> Result<Reached, Unre
 #[allow(clippy::too_many_arguments, reason = "what a transfer needs, once")]
 pub fn consume<I: Interface>(
     interface: &mut I,
-    agreed: &Arc<Agreed>,
+    requested: &Arc<Requested>,
     rank: u32,
     pool: &mut [Region],
     connect: Connect<'_, I>,
@@ -70,13 +70,10 @@ pub fn consume<I: Interface>(
 ) -> Report {
     let start = Instant::now();
     let now = || start.elapsed().as_nanos() as u64;
-    let pairs = agreed
-        .agreement
-        .pairs
-        .iter()
-        .filter(|pair| pair.target == rank);
+    let agreement = &requested.agreed().agreement;
+    let pairs = agreement.pairs.iter().filter(|pair| pair.target == rank);
     let runners: Vec<Runner> = pairs
-        .map(|pair| Runner::new(Arc::clone(agreed), pair, Role::Consumer))
+        .map(|pair| Runner::new(requested, pair, Role::Consumer))
         .collect();
     let row = runners.iter().map(Runner::longest_row).max().unwrap_or(4);
     let total = runners.iter().map(Runner::wire_bytes).sum();
@@ -96,26 +93,33 @@ pub fn consume<I: Interface>(
                 if let Some(kind) = on_device {
                     pull.why = Some(format!("pages in {kind} memory are not mapped into"));
                 } else if options.map && reached.can_map {
-                    let spans = cost::bytes_by_span(agreed, pull.runner.pair());
-                    let choice = cost::choose(&agreed.agreement, &spans, &options.rates, true);
+                    let spans =
+                        cost::bytes_by_span(agreement, pull.runner.pair(), pull.runner.chunks());
+                    let choice = cost::choose(agreement, &spans, &options.rates, true);
                     map = choice.way == Way::Mapped;
                     pull.why = Some(choice.reason);
                 }
             }
             Err(why) => unreached = unreached.or(Some((link, why))),
         }
-        expected.push(expect(agreed, &pull.runner, map));
+        expected.push(expect(requested, &pull.runner, map));
         pulls.push(pull);
     }
     let deadline_ns = options.deadline.as_nanos() as u64;
-    let agreement = *agreed.agreement.digest();
-    let digest_key = Arc::new(DigestKey::new(key, row));
+    let digest_key = DigestKey::new(key, row).covering(requested.coverage());
+    let digest_key = Arc::new(digest_key);
     let kernels = || pulls.iter().map(|pull| pull.runner.again()).collect();
     let placing = Placing::new(pool, kernels, &digest_key);
     let mut handler = Pulls {
-        machine: Consumer::new(rank, agreement, (transfer, key), deadline_ns, expected),
+        machine: Consumer::new(
+            rank,
+            requested.digest(),
+            (transfer, key),
+            deadline_ns,
+            expected,
+        ),
         key: digest_key,
-        agreed: Arc::clone(agreed),
+        requested: Arc::clone(requested),
         pulls,
         pool,
         device: None,
@@ -187,19 +191,23 @@ pub fn consume<I: Interface>(
     report
 }
 
-fn expect(agreed: &Agreed, runner: &Runner, map: bool) -> Expected {
-    let spans = &agreed.agreement.spans;
+fn expect(requested: &Requested, runner: &Runner, map: bool) -> Expected {
     let pair = runner.pair();
+    let chunks = runner.chunks();
+    // Sums are compared step by step and layer by layer, so that a difference names both.
+    let names = (0..pair.steps.len()).flat_map(|step| {
+        let (layers, _) = chunks.step(step);
+        layers
+            .iter()
+            .map(move |&layer| runner.part_name(step, layer))
+    });
+    let producer = &requested.agreed().producer;
     Expected {
         rank: pair.source,
-        chunk_bytes: runner.chunks().iter().map(|chunk| chunk.bytes).collect(),
-        chunk_step: runner.chunks().iter().map(|chunk| chunk.step).collect(),
-        step_names: pair
-            .steps
-            .iter()
-            .map(|step| spans[step.span].name.clone())
-            .collect(),
-        regions: agreed.producer.ranks[pair.source as usize].regions.len() as u32,
+        chunk_bytes: chunks.iter().map(|chunk| chunk.bytes).collect(),
+        chunk_step: chunks.iter().map(|chunk| chunk.part).collect(),
+        step_names: names.collect(),
+        regions: producer.ranks[pair.source as usize].regions.len() as u32,
         map,
     }
 }
@@ -265,7 +273,7 @@ enum Copied {
 struct Pulls<'a> {
     machine: Consumer,
     key: Arc<DigestKey>,
-    agreed: Arc<Agreed>,
+    requested: Arc<Requested>,
     pulls: Vec<Pull>,
     pool: &'a mut [Region],
     /// Where the pool lies, if the processor cannot load from it.
@@ -296,7 +304,7 @@ impl Pulls<'_> {
             if pull.borrowed.is_some() {
                 continue;
             }
-            match Borrowed::new(interface, peer, &self.agreed, &pull.runner, keys) {
+            match Borrowed::new(interface, peer, &self.requested, &pull.runner, keys) {
                 Ok(borrowed) => pull.borrowed = Some(borrowed),
                 Err(why) => {
                     self.machine.unmapped(link, why.clone());
@@ -326,7 +334,10 @@ impl Pulls<'_> {
                     }
                     break;
                 }
-                let wire = borrowed.copy.chunks()[index].bytes;
+                let Some(chunk) = borrowed.copy.chunks().get(index) else {
+                    break;
+                };
+                let wire = chunk.bytes;
                 if !self.machine.landing(link, index as u64, wire) {
                     break;
                 }
@@ -427,7 +438,7 @@ impl Pulls<'_> {
     /// Pages that chunks have begun to land in.
     fn dirty(&self) -> Vec<DirtyPages> {
         let mut pages: Vec<BTreeSet<u32>> =
-            vec![BTreeSet::new(); self.agreed.consumer.groups.len()];
+            vec![BTreeSet::new(); self.requested.agreed().consumer.groups.len()];
         for (link, pull) in self.pulls.iter().enumerate() {
             for chunk in self.machine.touched(link) {
                 pull.runner.pages(chunk, |group, page| {
@@ -435,7 +446,7 @@ impl Pulls<'_> {
                 });
             }
         }
-        let groups = self.agreed.consumer.groups.iter().zip(pages);
+        let groups = self.requested.agreed().consumer.groups.iter().zip(pages);
         groups
             .filter(|(_, pages)| !pages.is_empty())
             .map(|(group, pages)| DirtyPages {

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     cost::Way,
-    execute::{Agreed, Runner},
+    execute::{Requested, Runner},
     negotiate::Role,
     protocol::{LinkId, Owed, Producer, Work},
 };
@@ -36,7 +36,7 @@ use crate::{
 /// If the pool does not have the regions of the rank.
 pub fn produce(
     interface: &mut dyn Interface,
-    agreed: &Arc<Agreed>,
+    requested: &Arc<Requested>,
     rank: u32,
     pool: &mut [Region],
     options: &Options,
@@ -44,13 +44,10 @@ pub fn produce(
 ) -> Report {
     let start = Instant::now();
     let now = || start.elapsed().as_nanos() as u64;
-    let pairs = agreed
-        .agreement
-        .pairs
-        .iter()
-        .filter(|pair| pair.source == rank);
+    let pairs = &requested.agreed().agreement.pairs;
+    let pairs = pairs.iter().filter(|pair| pair.source == rank);
     let mut serves: Vec<Serve> = pairs
-        .map(|pair| Serve::new(Runner::new(Arc::clone(agreed), pair, Role::Producer)))
+        .map(|pair| Serve::new(Runner::new(requested, pair, Role::Producer)))
         .collect();
     let owed = serves.iter().map(|serve| Owed {
         rank: serve.runner.pair().target,
@@ -59,8 +56,7 @@ pub fn produce(
     });
     let total = owed.clone().map(|owed| owed.bytes).sum();
     let deadline_ns = options.deadline.as_nanos() as u64;
-    let agreement = *agreed.agreement.digest();
-    let machine = Producer::new(rank, agreement, deadline_ns, owed.collect());
+    let machine = Producer::new(rank, requested.digest(), deadline_ns, owed.collect());
     let mut handler = Strangers {
         machine,
         pool,

@@ -17,7 +17,7 @@ pub(super) struct Serve {
     next: usize,
     /// Bytes of what is done, as they would go over a wire.
     pub(super) done: u64,
-    /// Digests of what is done, by step.
+    /// Digests of what is done, by step and layer.
     pub(super) sums: Vec<u64>,
     key: Option<DigestKey>,
     pub(super) path: Option<Path>,
@@ -47,7 +47,7 @@ pub(super) enum Turn {
 impl Serve {
     pub(super) fn new(runner: Runner) -> Self {
         Self {
-            sums: vec![0; runner.pair().steps.len()],
+            sums: vec![0; runner.chunks().parts()],
             runner,
             way: Way::Sent,
             next: 0,
@@ -64,7 +64,7 @@ impl Serve {
             self.way = way;
             self.next = 0;
             self.done = 0;
-            self.sums = vec![0; self.runner.pair().steps.len()];
+            self.sums = vec![0; self.runner.chunks().parts()];
         }
     }
 
@@ -170,7 +170,7 @@ impl Serve {
         pace: &mut Pace,
         report: &mut Report,
     ) -> Turn {
-        let bytes = u64::from(self.runner.chunks()[self.next].bytes);
+        let bytes = self.runner.row_bytes(self.next)[1];
         match posted {
             Ok(Posted::Done | Posted::InFlight(_)) => {
                 report.bytes_wire += bytes;
@@ -186,8 +186,10 @@ impl Serve {
     }
 
     fn did(&mut self, digest: u64, report: &mut Report) {
-        let chunk = &self.runner.chunks()[self.next];
-        let sum = &mut self.sums[chunk.step as usize];
+        let Some(chunk) = self.runner.chunks().get(self.next) else {
+            return;
+        };
+        let sum = &mut self.sums[chunk.part as usize];
         *sum = sum.wrapping_add(digest);
         self.done += u64::from(chunk.bytes);
         report.bytes_read += self.runner.row_bytes(self.next)[0];
@@ -204,5 +206,5 @@ impl Serve {
 }
 
 fn key_of<'a>(kept: &'a mut Option<DigestKey>, key: u64, runner: &Runner) -> &'a DigestKey {
-    kept.get_or_insert_with(|| DigestKey::new(key, runner.longest_row()))
+    kept.get_or_insert_with(|| runner.digest_key(key))
 }

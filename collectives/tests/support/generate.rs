@@ -19,6 +19,8 @@ pub(crate) struct Options {
     pub(crate) replicas: bool,
     /// Whether groups may hold the last tokens only.
     pub(crate) windows: bool,
+    /// Some layers only, or tokens from one on.
+    pub(crate) parts: bool,
     /// Elements of all rows of the request, more or less.
     pub(crate) elements: u32,
 }
@@ -27,6 +29,7 @@ impl Options {
     pub(crate) const ALL: Self = Self {
         replicas: true,
         windows: true,
+        parts: true,
         elements: 6000,
     };
 }
@@ -242,10 +245,11 @@ pub(crate) fn model(rng: &mut Rng, options: Options) -> Model {
             continue;
         }
         let consumer = rng.percent(80).then(|| rng.between(1, tokens + 3));
-        let least = consumer.unwrap_or(tokens);
-        let producer = rng
-            .percent(60)
-            .then(|| rng.between(least, least.max(tokens) + 3));
+        // Who needs all tokens, of however long a request, cannot have them of a window.
+        let windowed = rng.percent(60);
+        let producer = consumer
+            .filter(|_| windowed)
+            .map(|least| rng.between(least, least.max(tokens) + 3));
         group.windows = [producer, consumer];
     }
     Model {
@@ -1374,6 +1378,26 @@ fn share(parts: &mut [Part], group: usize) {
         for field in ["layout", "pool"] {
             let value = parts[a].json[field].clone();
             parts[b].json.insert(field.into(), value);
+        }
+    }
+}
+
+/// Has both sides ask for the same part of the request, most of the time: tokens from one on, some layers.
+pub(crate) fn part(rng: &mut Rng, sides: &mut [Value; 2]) {
+    let number = |value: &Value| value.as_u64().unwrap() as u32;
+    let tokens = number(&sides[0]["request"]["tokens"]);
+    let layers = number(&sides[0]["model"]["layers"]);
+    let first = rng.percent(50).then(|| rng.below(tokens));
+    let some = rng.percent(40).then(|| {
+        let start = rng.below(layers);
+        [start, rng.between(start + 1, layers)]
+    });
+    for side in sides {
+        if let Some(first) = first {
+            side["request"]["first"] = json!(first);
+        }
+        if let Some(some) = some {
+            side["request"]["layers"] = json!(some);
         }
     }
 }

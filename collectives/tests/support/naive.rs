@@ -26,6 +26,9 @@ pub(crate) type Regions = Vec<Vec<u8>>;
 pub(crate) struct Side {
     pub(crate) layers: u32,
     pub(crate) tokens: u32,
+    /// Tokens from here on, and layers from one to another, are moved.
+    first: u32,
+    some: (u32, u32),
     pub(crate) groups: Vec<Group>,
     pub(crate) components: Vec<Component>,
     pub(crate) ranks: Vec<Rank>,
@@ -253,9 +256,14 @@ impl Side {
             let scales = format!("{}.scale", component.name);
             component.scales = names.iter().position(|name| *name == scales);
         }
+        let request = &doc["request"];
+        let some = request.get("layers").filter(|some| !some.is_null());
+        let some = some.map_or((0, layers), |some| (number(&some[0]), number(&some[1])));
         let mut side = Self {
             layers,
             tokens,
+            first: request.get("first").map_or(0, number),
+            some,
             groups,
             components,
             ranks: Vec::new(),
@@ -790,6 +798,9 @@ pub(crate) fn convert(
             let converts = agreement.carriages[span].converts;
             for (rank, regions) in targets.iter_mut().enumerate() {
                 consumer.each_row(rank, t, |layer, token, head, at| {
+                    if !consumer.wants(layer, token) {
+                        return;
+                    }
                     let Some((from, place)) = producer.find(s, layer, token, head) else {
                         let group = &consumer.groups[consumer.group_of(t, layer)];
                         let needed = group.window.unwrap_or(consumer.tokens);
@@ -870,6 +881,11 @@ pub(crate) fn convert(
 }
 
 impl Side {
+    /// Whether the request is for a row.
+    fn wants(&self, layer: u32, token: u32) -> bool {
+        self.first <= token && self.some.0 <= layer && layer < self.some.1
+    }
+
     /// Some rank that holds a row, and where: [layer, page, head, slot].
     fn find(&self, c: usize, layer: u32, token: u32, head: u32) -> Option<(usize, [u32; 4])> {
         (0..self.ranks.len()).find_map(|rank| {

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use moai_fabric::{
     Fabric,
-    collectives::{descriptor::Descriptor, execute::Agreed, negotiate::negotiate},
+    collectives::{descriptor::Descriptor, execute::Requested, request::Request},
     config::Config,
     files,
 };
@@ -46,7 +46,7 @@ impl Source {
         }
     }
 
-    fn descriptor(&self, tokens: u32, seed: u64) -> Result<Descriptor, Failure> {
+    fn descriptor(&self, tokens: u32, seed: u64) -> Result<(Descriptor, Request), Failure> {
         match self {
             Self::Named(name) => {
                 let spec: SideSpec = name.parse().map_err(Failure::Input)?;
@@ -62,16 +62,12 @@ impl Source {
 
 impl Case {
     /// The two sides and what they agreed on.
-    pub(super) fn agree(&self) -> Result<Arc<Agreed>, Failure> {
+    pub(super) fn agree(&self) -> Result<Arc<Requested>, Failure> {
         let producer = self.from.descriptor(self.tokens, self.seed)?;
         let consumer = self.to.descriptor(self.tokens, self.seed)?;
-        let agreement = negotiate(&producer, &consumer)
+        let requested = Requested::agree(producer, consumer)
             .map_err(|refusal| Failure::Input(refusal.to_string()))?;
-        Ok(Arc::new(Agreed {
-            producer,
-            consumer,
-            agreement,
-        }))
+        Ok(Arc::new(requested))
     }
 
     /// The stack that moves it.

@@ -10,7 +10,7 @@ use std::{
 use moai_fabric::{
     Fabric, check,
     collectives::{
-        execute::{Agreed, Pool},
+        execute::{Pool, Requested},
         transfer::Report,
     },
     files,
@@ -25,7 +25,7 @@ use crate::{failure::Failure, usage};
 pub(super) struct Consumers {
     case: Case,
     fabric: Fabric,
-    agreed: Arc<Agreed>,
+    requested: Arc<Requested>,
     pools: Vec<Pool>,
     /// Its name at the producers' process.
     id: usize,
@@ -56,7 +56,8 @@ impl Consumers {
     }
 
     fn pools(producers: &mut Producers, case: &Case) -> Result<Self, Failure> {
-        let (fabric, agreed) = (case.fabric()?, case.agree()?);
+        let (fabric, requested) = (case.fabric()?, case.agree()?);
+        let agreed = Arc::clone(requested.agreed());
         let pool = |rank: &_| files::empty_pool(rank);
         let pools: Result<Vec<Pool>, _> = agreed.consumer.ranks.iter().map(pool).collect();
         let mut pools = pools.map_err(|error| Failure::Lost(error.to_string()))?;
@@ -68,7 +69,7 @@ impl Consumers {
             id: producers.open(case)?,
             case: case.clone(),
             fabric,
-            agreed,
+            requested,
             pools,
         })
     }
@@ -78,7 +79,7 @@ impl Consumers {
     }
 
     pub(super) fn tokens(&self) -> u32 {
-        self.agreed.consumer.tokens
+        self.requested.tokens()
     }
 
     /// Moves the request once.
@@ -94,7 +95,7 @@ impl Consumers {
         let (before, start) = (usage::cpu(), Instant::now());
         let Self {
             fabric,
-            agreed,
+            requested,
             pools,
             ..
         } = self;
@@ -103,9 +104,9 @@ impl Consumers {
             let ranks: Vec<_> = (0..)
                 .zip(pools)
                 .map(|(rank, pool)| {
-                    let agreed = Arc::clone(agreed);
+                    let requested = Arc::clone(requested);
                     scope.spawn(move || {
-                        let pulled = fabric.pull(&agreed, rank, pool, addresses, &mut |_, _| {});
+                        let pulled = fabric.pull(&requested, rank, pool, addresses, &mut |_, _| {});
                         pulled.map_err(|error| Failure::Lost(error.to_string()))
                     })
                 })
@@ -146,22 +147,22 @@ impl Consumers {
 
     /// Bytes of the request's rows, in the producer's format, each once.
     fn bytes_read(&self) -> u64 {
-        let traffic = moai_fabric::collectives::traffic::traffic(&self.agreed);
+        let traffic = moai_fabric::collectives::traffic::traffic(&self.requested);
         traffic.iter().map(|pair| pair.bytes_read).sum()
     }
 
     /// Compares every byte of the pools with what the reference makes of the producers' values.
     fn check(&self) -> Result<(), Failure> {
-        let rows = Seeded::new(&self.agreed.producer, self.case.seed);
+        let rows = Seeded::new(&self.requested.agreed().producer, self.case.seed);
         for (rank, pool) in (0..).zip(&self.pools) {
-            let shard = &self.agreed.consumer.ranks[rank as usize];
+            let shard = &self.requested.agreed().consumer.ranks[rank as usize];
             let before = files::empty_pool(shard);
             let mut before = before.map_err(|error| Failure::Lost(error.to_string()))?;
             for region in &mut before {
                 region.as_mut_slice().fill(1);
             }
-            let expected = check::expected(&self.agreed, rank, before, &rows);
-            check::compare(&self.agreed, rank, pool, &expected)
+            let expected = check::expected(&self.requested, rank, before, &rows);
+            check::compare(self.requested.agreed(), rank, pool, &expected)
                 .map_err(|difference| Failure::Wrong(difference.to_string()))?;
         }
         Ok(())

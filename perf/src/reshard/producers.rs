@@ -10,7 +10,7 @@ use std::{
 
 use moai_fabric::{
     Fabric, Server,
-    collectives::execute::{Agreed, Pool},
+    collectives::execute::{Pool, Requested},
     synthetic,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -189,21 +189,25 @@ pub(crate) fn producers() -> Result<(), Failure> {
 /// A case with its pools.
 struct Open {
     fabric: Fabric,
-    agreed: Arc<Agreed>,
+    requested: Arc<Requested>,
     pools: Vec<Pool>,
 }
 
 impl Open {
     fn new(case: &Case) -> Result<Self, Failure> {
-        let (fabric, agreed) = (case.fabric()?, case.agree()?);
+        let (fabric, requested) = (case.fabric()?, case.agree()?);
+        let agreed = requested.agreed();
         let kind = fabric.pool_kind();
         let ranks = 0..agreed.producer.ranks.len() as u32;
-        let fill = |rank| synthetic::producer_pool_in(kind, &agreed.producer, rank, case.seed);
+        let fill = |rank| {
+            let request = requested.producer();
+            synthetic::producer_pool_in(kind, &agreed.producer, request, rank, case.seed)
+        };
         let pools: Result<Vec<Pool>, _> = ranks.map(fill).collect();
         let pools = pools.map_err(|error| Failure::Lost(error.to_string()))?;
         Ok(Self {
             fabric,
-            agreed,
+            requested,
             pools,
         })
     }
@@ -211,7 +215,7 @@ impl Open {
     fn serve(&mut self, to: &mut impl Write) -> Result<Reply, Failure> {
         let Self {
             fabric,
-            agreed,
+            requested,
             pools,
         } = self;
         let listen = |_: &Pool| {
@@ -230,8 +234,8 @@ impl Open {
                 .zip(servers)
                 .zip(pools)
                 .map(|((rank, server), pool)| {
-                    let agreed = Arc::clone(agreed);
-                    scope.spawn(move || server.serve(&agreed, rank, pool, &mut |_, _| {}))
+                    let requested = Arc::clone(requested);
+                    scope.spawn(move || server.serve(&requested, rank, pool, &mut |_, _| {}))
                 })
                 .collect();
             let ended = ranks.into_iter().filter_map(|rank| match rank.join() {

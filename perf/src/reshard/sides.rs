@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use moai_fabric::{
-    collectives::{description::Description, descriptor::Descriptor},
+    collectives::{description::Description, descriptor::Descriptor, request::Request},
     translate::format::RowScale,
 };
 use serde_json::{Value, json};
@@ -79,7 +79,7 @@ impl SideSpec {
         shape: Shape,
         tokens: u32,
         seed: u64,
-    ) -> Result<Descriptor, String> {
+    ) -> Result<(Descriptor, Request), String> {
         let Shape {
             model,
             layers,
@@ -129,7 +129,7 @@ impl SideSpec {
         });
         let description: Description =
             serde_json::from_value(description).map_err(|error| format!("{self}: {error}"))?;
-        Descriptor::new(&description).map_err(|error| format!("{self}: {error}"))
+        Request::described(&description).map_err(|error| format!("{self}: {error}"))
     }
 }
 
@@ -159,9 +159,9 @@ mod tests {
             spec.describe(SHAPE, 100, 3).unwrap()
         });
         for target in &sides {
-            negotiate(&sides[0], target).unwrap();
+            negotiate(&sides[0].0, &target.0).unwrap();
         }
-        assert_eq!(sides[0].ranks.len(), 4);
+        assert_eq!(sides[0].0.ranks.len(), 4);
         let spec: SideSpec = names[2].parse().unwrap();
         assert_eq!(spec.name(), names[2]);
         assert_eq!(spec.to_string(), "tp2 x-packed@32 e4m3fnuz@tensor");

@@ -193,7 +193,7 @@ impl Line {
         let most = chunks.iter().copied().max().unwrap_or(0);
         let rank = runner.pair().target;
         let common = Arc::new(Common {
-            key: DigestKey::new(key, runner.longest_row()),
+            key: runner.digest_key(key),
             runner: Mutex::new(runner),
         });
         let slots = (0..SLOTS).map(|at| Slot::new(device, pair * SLOTS + at, most.into(), &common));

@@ -78,7 +78,7 @@ impl Placing {
             return Ok(None);
         };
         let runners = runners();
-        let chunks = runners.iter().flat_map(Runner::chunks);
+        let chunks = runners.iter().flat_map(|runner| runner.chunks().iter());
         let most = chunks.map(|chunk| chunk.bytes).max().unwrap_or(0);
         let common = Arc::new(Common {
             runners: Mutex::new(runners),
