@@ -270,6 +270,49 @@ mod tests {
     }
 
     #[test]
+    fn a_sample_is_the_same_rows_in_whatever_order_they_come() {
+        let full = DigestKey::new(77, 16);
+        let (some, off) = (
+            full.clone().covering(Coverage::Sample),
+            full.clone().covering(Coverage::Off),
+        );
+        let (heads, tokens) = (8, 200);
+        let codes = |head: u32, token: u32| row(u64::from(head << 16 | token), 16);
+        let at = |head: u32, token: u32| RowAt {
+            head: 7 + head,
+            token: 510 + 3 * token,
+            ..AT
+        };
+        let (mut chosen, mut sum) = (0, 0_u64);
+        for (head, token) in (0..heads).flat_map(|h| (0..tokens).map(move |t| (h, t))) {
+            let digest = some.row(at(head, token), &codes(head, token), &[]);
+            assert!(digest == 0 || digest == full.row(at(head, token), &codes(head, token), &[]));
+            chosen += u32::from(digest != 0);
+            sum = sum.wrapping_add(digest);
+        }
+        assert!((60..140).contains(&chosen), "{chosen} of 1600");
+        for order in [RowOrder::HeadToken, RowOrder::TokenHead] {
+            let rows = match order {
+                RowOrder::HeadToken => (0..heads)
+                    .flat_map(|h| (0..tokens).flat_map(move |t| codes(h, t)))
+                    .collect::<Vec<u8>>(),
+                RowOrder::TokenHead => (0..tokens)
+                    .flat_map(|t| (0..heads).flat_map(move |h| codes(h, t)))
+                    .collect(),
+            };
+            let rows_at = RowsAt {
+                first: at(0, 0),
+                order,
+                heads,
+                tokens,
+                token_step: 3,
+            };
+            assert_eq!(some.rows(rows_at, &rows, &[]), sum);
+            assert_eq!(off.rows(rows_at, &rows, &[]), 0);
+        }
+    }
+
+    #[test]
     fn every_flipped_bit_and_every_moved_row_changes_the_digest() {
         for bytes in [1, 3, 4, 64, 66, 128, 256, 1152] {
             let key = DigestKey::new(0xC0FF_EE00, bytes);

@@ -20,7 +20,7 @@ use moai_translate::{
 use sha2::{Digest, Sha256};
 
 use crate::{
-    descriptor::{Component, Descriptor, Scale},
+    descriptor::{Component, Descriptor, RankShard, Scale},
     limits,
     plan::{self, Chunks, Pair, Span},
     request::Request,
@@ -815,32 +815,26 @@ fn ropes(
 fn covered(side: &Descriptor, role: Role, obstacles: &mut Obstacles) {
     for (c, component) in side.components.iter().enumerate() {
         let mut lost = BTreeSet::new();
-        for layer in 0..side.layers {
-            if side.group_of(c, layer).is_none() {
-                // A component confined to a group has no rows in other layers.
-                if component.group.is_none() {
-                    lost.insert(layer);
-                }
-                continue;
-            }
-            for cp in 0..side.parallel[2] {
-                let mut next = 0;
-                let mut owned: Vec<_> = side
-                    .ranks
-                    .iter()
-                    .filter(|r| r.cp == cp && r.local_layer(c, layer).is_some())
-                    .map(|r| r.heads(c).clone())
-                    .collect();
-                owned.sort_unstable_by_key(|heads| heads.start);
-                for heads in owned {
-                    if heads.start <= next {
-                        next = next.max(heads.end);
+        let mut ranks: Vec<&RankShard> = side.ranks.iter().collect();
+        ranks.sort_by_key(|rank| rank.heads(c).start);
+        for cp in 0..side.parallel[2] {
+            // Of each layer, the heads that some rank has, from the first on.
+            let mut next = vec![0; side.layers as usize];
+            for rank in ranks.iter().filter(|rank| rank.cp == cp) {
+                let heads = rank.heads(c);
+                for &layer in rank.layers_of(c) {
+                    let next = &mut next[layer as usize];
+                    if heads.start <= *next {
+                        *next = heads.end.max(*next);
                     }
                 }
-                if next < component.heads {
-                    lost.insert(layer);
-                }
             }
+            lost.extend((0..).zip(next).filter_map(|(layer, next)| {
+                let grouped = side.group_of(c, layer).is_some();
+                // A component confined to a group has no rows in other layers.
+                let wanted = grouped || component.group.is_none();
+                (wanted && (!grouped || next < component.heads)).then_some(layer)
+            }));
         }
         if !lost.is_empty() {
             let what = format!("layers {lost:?} are not wholly owned by its ranks");
@@ -912,19 +906,30 @@ fn digest(producer: &Descriptor, consumer: &Descriptor) -> [u8; 32] {
         let text = format!("{layers} {parallel:?} {cp_unit:?} {groups:?} {components:?}");
         hash.update((text.len() as u64).to_le_bytes());
         hash.update(text.as_bytes());
+        let mut last: Option<&RankShard> = None;
         for rank in ranks {
-            let text = format!(
-                "{} {} {} {} {:?} {} {:?}",
+            let heads = (0..components.len()).map(|c| rank.heads(c));
+            let mut text = format!(
+                "{} {} {} {} {:?} {} {:?} ",
                 rank.rank,
                 rank.tp,
                 rank.pp,
                 rank.cp,
                 rank.layers,
                 rank.pages,
-                (0..components.len())
-                    .map(|c| (rank.heads(c), rank.layout(c)))
-                    .collect::<Vec<_>>()
+                heads.collect::<Vec<_>>()
             );
+            // Most ranks lay their rows out as the one before does, which costs less to say.
+            let like =
+                |last: &RankShard| (0..components.len()).all(|c| last.layout(c) == rank.layout(c));
+            match last.is_some_and(like) {
+                true => text.push_str("as before"),
+                false => {
+                    let layouts = (0..components.len()).map(|c| rank.layout(c));
+                    text += &format!("{:?}", layouts.collect::<Vec<_>>());
+                }
+            }
+            last = Some(rank);
             hash.update((text.len() as u64).to_le_bytes());
             hash.update(text.as_bytes());
         }

@@ -512,3 +512,140 @@ fn how(side: &Descriptor, cp: u32) -> String {
         Some(CpUnit::Contiguous) => format!(", in ranges, to cp rank {cp}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Two groups, the second with a window; tokens dealt by page to two ranks.
+    fn side() -> Descriptor {
+        let component = |group: &str| {
+            json!({ "name": group, "heads": 1, "dim": 8, "pool": group, "group": group,
+                    "format": { "element": "bf16" }, "layout": "[layer] page slot dim" })
+        };
+        let document = json!({
+            "version": 1, "model": { "layers": 4 }, "page_slots": 4,
+            "parallel": { "cp": 2, "cp_unit": "page" },
+            "groups": [
+                { "name": "full", "layers": [0, 2] },
+                { "name": "window", "layers": [2, 4], "window": 8 },
+            ],
+            "components": [component("full"), component("window")],
+            "ranks": [{ "rank": 0, "pages": 9 }, { "rank": 1, "pages": 9 }],
+        });
+        Descriptor::from_json(&document.to_string()).unwrap()
+    }
+
+    fn request() -> Request {
+        let mut request = Request::new(&side(), 32);
+        request.give(0..2, 0, &[8, 1, 7, 2]).unwrap();
+        request.give(0..2, 1, &[4]).unwrap();
+        request
+    }
+
+    #[test]
+    fn every_field_is_checked_and_named_with_both_values() {
+        let side = side();
+        let check = |request: &Request, role| request.check(&side, role, 0..2);
+        check(&request(), Role::Consumer).unwrap();
+        let says = |change: &dyn Fn(&mut Request), text: &str| {
+            let mut request = request();
+            change(&mut request);
+            let error = check(&request, Role::Consumer).unwrap_err();
+            assert_eq!(error.to_string(), text);
+        };
+        says(
+            &|r| r.tokens = 0,
+            "request.tokens: 0 is not between 1 and 1073741824",
+        );
+        says(
+            &|r| r.tokens = u32::MAX,
+            "request.tokens: 4294967295 is not between 1 and 1073741824",
+        );
+        says(
+            &|r| r.first = 32,
+            "request.first: 32 is not between 0 and 31",
+        );
+        let layers = "are not layers within 0..4, ascending and each once; there is at least one";
+        for (some, text) in [
+            (Layers::Between(2..5), "layers 2..5"),
+            (Layers::Between(2..2), "layers 2..2"),
+            (Layers::Only(vec![]), "layers []"),
+            (Layers::Only(vec![1, 1]), "layers [1, 1]"),
+            (Layers::Only(vec![3, 4]), "layers [3, 4]"),
+        ] {
+            let text = format!("request.layers: {text} {layers}");
+            says(&|r| r.layers = some.clone(), &text);
+        }
+        says(
+            &|r| r.give(1..2, 0, &[8, 1, 7, 2, 3]).unwrap(),
+            "ranks[1].request_pages.full: lists 5 pages; 16 tokens of 32, dealt by page to cp rank 1 in pages of 4 need 4",
+        );
+        says(
+            &|r| r.give(0..2, 1, &[]).unwrap(),
+            "ranks[0].request_pages.window: lists 0 pages; 4 tokens of 32, dealt by page to cp rank 0 in pages of 4 need 1",
+        );
+        says(
+            &|r| r.give(0..1, 0, &[8, 1, 9, 2]).unwrap(),
+            "ranks[0].request_pages.full: page 9 is out of range: the rank has pages 0..9",
+        );
+        says(
+            &|r| r.give(0..1, 0, &[8, 1, 8, 2]).unwrap(),
+            "ranks[0].request_pages.full: page 8 is listed twice; its slots would be written by two tokens",
+        );
+        let error = request().give(1..3, 0, &[]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "ranks: rank 2 is extra: the side has ranks 0..2"
+        );
+        let error = request().give(1..2, 2, &[]).unwrap_err();
+        assert_eq!(
+            error.problem,
+            Problem::NoGroup {
+                group: "2".into(),
+                has: "groups 0..2".into()
+            }
+        );
+        let error = request().check(&side, Role::Consumer, 0..3).unwrap_err();
+        assert_eq!(error.problem, Problem::NoRank { rank: 2, ranks: 2 });
+    }
+
+    #[test]
+    fn a_page_may_be_read_twice_and_one_that_is_kept_is_not_written() {
+        let side = side();
+        let check = |pages: &[u32], first: u32, role| {
+            let mut request = request();
+            request.give(0..2, 0, pages).unwrap();
+            request.first = first;
+            request
+                .check(&side, role, 0..2)
+                .map_err(|error| error.problem)
+        };
+        let twice = Err(Problem::Twice { page: 8 });
+        assert_eq!(check(&[8, 8, 7, 2], 0, Role::Producer), Ok(()));
+        assert_eq!(check(&[8, 8, 7, 2], 0, Role::Consumer), twice);
+        // The first two pages of both ranks hold tokens 0..16.
+        assert_eq!(check(&[8, 8, 7, 2], 16, Role::Consumer), Ok(()));
+        assert_eq!(check(&[8, 8, 7, 2], 12, Role::Consumer), twice);
+        assert_eq!(check(&[8, 1, 8, 2], 16, Role::Consumer), twice);
+    }
+
+    #[test]
+    fn only_ranks_that_are_asked_for_need_their_pages() {
+        let side = side();
+        let mut request = Request::new(&side, 32);
+        request.give(1..2, 0, &[8, 1, 7, 2]).unwrap();
+        request.give(1..2, 1, &[4]).unwrap();
+        assert_eq!(request.check(&side, Role::Consumer, 1..2), Ok(()));
+        let error = request.check(&side, Role::Consumer, 0..2).unwrap_err();
+        assert!(matches!(error.at, At::Pages { rank: 0, .. }), "{error}");
+        assert_eq!(request.pages(1, 0), [8, 1, 7, 2]);
+        assert_eq!(
+            (request.pages(0, 0).len(), request.pages(9, 9).len()),
+            (0, 0)
+        );
+        assert_eq!(request.pages(0, 2).len(), 0);
+    }
+}

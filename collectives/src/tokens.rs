@@ -79,11 +79,9 @@ impl Deal {
                 };
                 before(tokens).saturating_sub(before(first))
             }
-            // One run at most.
-            _ => {
-                let runs = self.held(me, first, tokens);
-                runs.iter().map(|run| u64::from(run.count)).sum()
-            }
+            _ => self.run(me, first, tokens).map_or(0, |(token, step, end)| {
+                u64::from(end.saturating_sub(token).div_ceil(step))
+            }),
         }
     }
 
@@ -112,11 +110,6 @@ impl Deal {
             }
         };
         match self {
-            Self::All => push(first, 1, tokens),
-            Self::Token { ranks } => {
-                let lag = (me + ranks - first % ranks) % ranks;
-                push(first.saturating_add(lag), ranks, tokens);
-            }
             Self::Page { ranks, slots } => {
                 let mut page = first / slots;
                 page += (me + ranks - page % ranks) % ranks;
@@ -130,11 +123,29 @@ impl Deal {
                     page += ranks;
                 }
             }
+            _ => {
+                if let Some((token, step, end)) = self.run(me, first, tokens) {
+                    push(token, step, end);
+                }
+            }
+        }
+    }
+
+    /// First token, step and end of what rank `me` holds from `first` to `tokens`, where that is one run.
+    fn run(self, me: u32, first: u32, tokens: u32) -> Option<(u32, u32, u32)> {
+        match self {
+            Self::All => Some((first, 1, tokens)),
+            Self::Token { ranks } => {
+                let lag = (me + ranks - first % ranks) % ranks;
+                Some((first.saturating_add(lag), ranks, tokens))
+            }
             Self::Contiguous { ranks } => {
                 let each = tokens.div_ceil(ranks);
                 let start = me.saturating_mul(each);
-                push(start.max(first), 1, start.saturating_add(each).min(tokens));
+                let end = start.saturating_add(each).min(tokens);
+                Some((start.max(first), 1, end))
             }
+            Self::Page { .. } => None,
         }
     }
 }

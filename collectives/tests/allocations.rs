@@ -1,32 +1,37 @@
-//! A runner that has met chunks of every shape allocates nothing. By itself, because it counts what all the process
-//! allocates.
+//! What is done for every chunk or request allocates nothing, once it has been done.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    cell::Cell,
+    sync::Arc,
 };
 
 use moai_collectives::{
     descriptor::Descriptor,
     digest::DigestKey,
-    execute::{PageCopy, Pool, Requested, Runner, Runs},
+    execute::{Agreed, PageCopy, Pool, Requested, Runner, Runs},
     negotiate::Role,
-    request::Request,
+    plan::Chunks,
+    request::{Layers, Request},
 };
 use moai_memory::Region;
 use serde_json::json;
 
 struct Counting;
 
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+thread_local! {
+    /// Of this thread: tests run beside each other.
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+fn allocations() -> u64 {
+    ALLOCATIONS.with(Cell::get)
+}
 
 // SAFETY: the system's allocator does the work.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Relaxed);
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
     }
@@ -102,9 +107,9 @@ fn a_warm_runner_allocates_nothing() {
                 let bytes = send.row_bytes(index)[1] as usize;
                 let rows = &mut wire[..bytes];
                 let mut count = |what: usize, act: &mut dyn FnMut()| {
-                    let before = ALLOCATIONS.load(Relaxed);
+                    let before = allocations();
                     act();
-                    counts[what] += ALLOCATIONS.load(Relaxed) - before;
+                    counts[what] += allocations() - before;
                 };
                 count(0, &mut || {
                     send.gather_digested(index, source.as_slice(), rows, &key);
@@ -130,5 +135,71 @@ fn a_warm_runner_allocates_nothing() {
             }
         }
         assert_eq!(counts, [0; 7], "{element} in {layout}");
+    }
+}
+
+/// Llama 3.1 405B: 126 layers of 8 heads of 128, in pages of 16. Nobody has its memory here.
+fn large(tp: u32, cp: u32) -> Descriptor {
+    let component = |name: &str| {
+        json!({ "name": name, "heads": 8, "dim": 128, "pool": "kv", "format": { "element": "bf16" },
+                "layout": "[layer] page part slot head dim" })
+    };
+    let ranks: Vec<_> = (0..tp * cp)
+        .map(|rank| json!({ "rank": rank, "pages": 10_000 }))
+        .collect();
+    let document = json!({
+        "version": 1, "model": { "layers": 126 }, "page_slots": 16,
+        "parallel": { "tp": tp, "cp": cp, "cp_unit": "page" },
+        "components": [component("key"), component("value")],
+        "ranks": ranks,
+    });
+    Descriptor::from_json(&document.to_string()).unwrap()
+}
+
+#[test]
+fn a_request_of_128k_tokens_allocates_nothing_for_its_pages_and_chunks() {
+    const TOKENS: u32 = 131_072;
+    for cp in [1, 4] {
+        let agreed = Arc::new(Agreed::new(large(8, cp), large(4, 1)).unwrap());
+        let mut request = Request::new(&agreed.consumer, TOKENS);
+        let (mut chunks, mut buffer) = (Chunks::default(), Vec::new());
+        let list: Vec<u32> = (0..TOKENS / 16).rev().collect();
+        let mut counts = [0; 3];
+        for round in 0..4 {
+            // Shorter requests before, and whole and in part: the longest has been met.
+            let tokens = TOKENS - [0, 0, 50_000, 0][round] as u32;
+            let before = allocations();
+            request.renew(tokens);
+            request.first = [0, 0, 777, 40_000][round];
+            request.layers = [Layers::All, Layers::Between(3..9)][round / 3].clone();
+            let pages = &list[..tokens.div_ceil(16) as usize];
+            request.give(0..4, 0, pages).unwrap();
+            let side = &agreed.consumer;
+            let checked = request.check_with(side, Role::Consumer, 0..4, &mut buffer);
+            checked.unwrap();
+            counts[0] = allocations() - before;
+            let mut bytes = 0;
+            for pair in &agreed.agreement.pairs {
+                let before = allocations();
+                agreed
+                    .agreement
+                    .chunks_into(agreed.sides(), pair, &request, &mut chunks);
+                counts[1] += allocations() - before;
+                let before = allocations();
+                let sum: u64 = chunks.iter().map(|chunk| u64::from(chunk.bytes)).sum();
+                counts[2] += allocations() - before;
+                assert_eq!(sum, chunks.wire_bytes());
+                bytes += sum;
+            }
+            let layers = if round == 3 { 6 } else { 126 };
+            let moved = u64::from(tokens - request.first);
+            assert_eq!(bytes, moved * layers * 2 * 8 * 128 * 2);
+            match round {
+                // Buffers of the lists, which grow by doubling.
+                0 => assert!((1..60).contains(&(counts[0] + counts[1])), "{counts:?}"),
+                _ => assert_eq!(counts, [0; 3], "round {round}, cp {cp}"),
+            }
+            counts = [0; 3];
+        }
     }
 }

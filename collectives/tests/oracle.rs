@@ -3,12 +3,13 @@
 mod support;
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
 use moai_collectives::{
-    digest::DigestKey,
+    digest::{Coverage, DigestKey},
     execute::{PageCopy, Pool, Requested, Runner, Runs, convert},
     negotiate::Role,
     plan::Chunk,
@@ -379,6 +380,135 @@ fn check_runners(case: &Case) {
             );
         }
     }
+}
+
+/// A bit that flips on the wire, or in the consumer's pages after they were written, changes the sum of the step and
+/// layer that it belongs to and no other: whatever relayout, conversion and resharding it meets.
+#[test]
+fn a_flipped_bit_is_caught_and_its_layer_is_named() {
+    let (flips, sampled) = (Cell::new(0_u64), Cell::new(0_u64));
+    cases(600, |seed| {
+        let case = Case::random(seed, Options::ALL);
+        let mut rng = Rng::new(!seed);
+        let (key, sample) = (case.key(), case.key().covering(Coverage::Sample));
+        let off = case.key().covering(Coverage::Off);
+        let (expected, _) = case.expected();
+        let written = case.pools(Role::Consumer, &expected.writes);
+        let sources = case.pools(Role::Producer, &case.sources);
+        let mut targets = case.pools(Role::Consumer, &case.targets);
+        let mut receivers = Vec::new();
+        for pair in &case.requested.agreed().agreement.pairs {
+            let mut send = Runner::new(&case.requested, pair, Role::Producer);
+            let mut receive = Runner::new(&case.requested, pair, Role::Consumer);
+            let from = sources[pair.source as usize].as_slice();
+            let pages = targets[pair.target as usize].as_mut_slice();
+            let mut told = vec![0_u64; receive.chunks().parts()];
+            for index in 0..send.chunks().len() {
+                let chunk = send.chunks().get(index).unwrap();
+                let mut wire = vec![0; chunk.bytes as usize];
+                let (_, sent) = send.gather_digested(index, from, &mut wire, &key);
+                let (_, [here, placed]) = receive.scatter_told(index, &wire, pages, &key);
+                assert_eq!(here, sent, "{}", case.text);
+                told[chunk.part as usize] = told[chunk.part as usize].wrapping_add(placed);
+                // Both sides sample the same rows.
+                let (_, some) = send.gather_digested(index, from, &mut wire, &sample);
+                assert_eq!(receive.digest(index, &wire, &sample), some, "{}", case.text);
+                sampled.set(sampled.get() + u64::from(some != 0));
+                let (_, nothing) = send.gather_digested(index, from, &mut wire, &off);
+                let (_, none) = receive.scatter_digested(index, &wire, pages, &off);
+                assert_eq!((nothing, none), (0, 0));
+                let bit = rng.below(wire.len() as u32 * 8);
+                wire[bit as usize / 8] ^= 1 << (bit % 8);
+                assert_ne!(
+                    receive.digest(index, &wire, &key),
+                    sent,
+                    "bit {bit} of chunk {index} of {pair:?}\n{}",
+                    case.text
+                );
+                flips.set(flips.get() + 1);
+            }
+            receivers.push((pair, receive, told));
+        }
+        // Bytes of what was moved, wherever it lies now.
+        let moved: Vec<(usize, usize, usize)> = written
+            .iter()
+            .enumerate()
+            .flat_map(|(rank, pool)| pool.iter().enumerate().map(move |(i, r)| (rank, i, r)))
+            .flat_map(|(rank, i, region)| {
+                let bytes = region.as_slice().iter().enumerate();
+                bytes
+                    .filter(|(_, n)| **n > 0)
+                    .map(move |(at, _)| (rank, i, at))
+            })
+            .collect();
+        for _ in 0..moved.len().min(4) {
+            let (rank, region, at) = moved[rng.below(moved.len() as u32) as usize];
+            let bit = 1_u8 << rng.below(8);
+            targets[rank][region].as_mut_slice()[at] ^= bit;
+            let mut differ = Vec::new();
+            for (pair, receive, told) in &mut receivers {
+                let pages = targets[pair.target as usize].as_slice();
+                let mut found = vec![0_u64; told.len()];
+                for index in 0..receive.chunks().len() {
+                    let part = receive.chunks().get(index).unwrap().part as usize;
+                    let sum = receive.digest_written(index, pages, &key).unwrap();
+                    found[part] = found[part].wrapping_add(sum);
+                }
+                let parts = (0..told.len()).filter(|&part| found[part] != told[part]);
+                differ.extend(parts.map(|part| (pair.source, pair.target, part)));
+            }
+            targets[rank][region].as_mut_slice()[at] ^= bit;
+            assert_eq!(
+                differ.len(),
+                1,
+                "bit {bit} of byte {at} of region {region} of rank {rank}: {differ:?}\n{}",
+                case.text
+            );
+            assert_eq!(differ[0].1 as usize, rank, "{}", case.text);
+        }
+    });
+    // A row is sampled now and then, and flips were tried.
+    assert!(
+        flips.get() > 600 && sampled.get() > 100,
+        "{flips:?} {sampled:?}"
+    );
+}
+
+/// A request after another, by programs that were compiled once, is what it would be by itself.
+#[test]
+fn programs_go_on_to_another_request() {
+    cases(200, |seed| {
+        let mut rng = Rng::new(seed);
+        let model = generate::model(&mut rng, Options::ALL);
+        let whole = [0, 1].map(|which| generate::side(&mut rng, &model, which));
+        let mut part = whole.clone();
+        generate::part(&mut rng, &mut part);
+        let first = Case::new(&mut rng, &whole[0], &whole[1], seed);
+        let second = Case::new(&mut rng, &part[0], &part[1], seed);
+        let (_, wanted) = second.expected();
+        let sources = second.pools(Role::Producer, &second.sources);
+        let mut sent = second.pools(Role::Consumer, &second.targets);
+        let mut copied = second.pools(Role::Consumer, &second.targets);
+        for pair in &first.requested.agreed().agreement.pairs {
+            let mut send = Runner::new(&first.requested, pair, Role::Producer);
+            let mut receive = Runner::new(&first.requested, pair, Role::Consumer);
+            let mut copy = PageCopy::new(&first.requested, pair, 0);
+            send.take(&second.requested);
+            receive.take(&second.requested);
+            copy.take(&second.requested, u64::MAX);
+            assert_eq!(chunks(&send), chunks(&receive), "{}", second.text);
+            let (from, to) = (pair.source as usize, pair.target as usize);
+            let mut wire = Vec::new();
+            for index in 0..send.chunks().len() {
+                wire.resize(send.row_bytes(index)[1] as usize, 0);
+                send.gather(index, sources[from].as_slice(), &mut wire);
+                receive.scatter(index, &wire, sent[to].as_mut_slice());
+                copy.copy(index, &sources[from], &mut copied[to]);
+            }
+        }
+        second.check("runners", &sent, &wanted);
+        second.check("pages to pages", &copied, &wanted);
+    });
 }
 
 #[test]

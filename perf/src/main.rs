@@ -20,6 +20,7 @@ mod movement;
 mod mover;
 mod pattern;
 mod peer;
+mod plan;
 mod plot;
 mod pool;
 mod random;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         Command::Latency(command) => movement::latency(&command),
         Command::Bounds(command) => movement::bounds(&command),
         Command::Reshard(command) => reshard::reshard(&command),
+        Command::Plan(command) => plan::plan(&command),
         Command::Partner => peer::partner(),
         Command::Producers => reshard::producers(),
     };

@@ -391,14 +391,14 @@ fn impostors_get_a_typed_failure_before_the_deadline() {
     }
 
     // All sums, no chunks: they may come first, and are not enough.
-    let sums = greeting;
+    let (sums, parts) = (greeting, chunks.parts());
     let empty = move |mut stream: TcpStream| {
         say(&mut stream, &sums);
         say(
             &mut stream,
             &Message::Sums {
                 mapped: false,
-                sums: vec![0; 2],
+                sums: vec![0; parts],
             },
         );
         hold(stream);

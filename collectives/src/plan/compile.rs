@@ -1,6 +1,9 @@
 //! Compiles a plan.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+};
 
 use super::{Hole, LayerPair, Pair, Span, Step};
 use crate::descriptor::Descriptor;
@@ -17,33 +20,38 @@ pub fn compile(
     // Elements a token that each producer rank has been given to send so far.
     let mut load = vec![0_u64; producer.ranks.len()];
     for (index, span) in spans.iter().enumerate() {
-        let holders = holders(producer, span.source);
+        let classes = Classes::new(producer, consumer, span);
+        // Layers of the consumer rank at hand, by class.
+        let mut mine: Vec<Vec<u32>> = vec![Vec::new(); classes.list.len()];
+        let mut parts_of: BTreeMap<(usize, u32, u32), usize> = BTreeMap::new();
         for target in &consumer.ranks {
-            // Layers that the same producer ranks hold, in the same groups, are planned together.
-            let mut classes: BTreeMap<(&[usize], usize, usize), Vec<u32>> = BTreeMap::new();
+            let wanted = target.heads(span.target).clone();
             for &layer in target.layers_of(span.target) {
-                let ranks = holders[layer as usize].as_slice();
-                let groups = (
-                    producer.group_of(span.source, layer),
-                    consumer.group_of(span.target, layer),
-                );
-                match groups {
-                    (Some(a), Some(b)) if !ranks.is_empty() => {
-                        classes.entry((ranks, a, b)).or_default().push(layer);
-                    }
-                    (None, Some(_)) if elsewhere(producer, spans, span, layer) => {}
+                match classes.of[layer as usize] {
+                    Place::Held(class) => mine[class].push(layer),
+                    Place::Elsewhere if elsewhere(producer, spans, span, layer) => {}
                     _ => holes.push(Hole {
                         target: target.rank,
                         span: index,
                         layers: vec![layer],
-                        heads: target.heads(span.target).clone(),
+                        heads: wanted.clone(),
                         cp: (0, 1),
                     }),
                 }
             }
-            let wanted = target.heads(span.target).clone();
-            for ((ranks, source_group, target_group), layers) in classes {
-                let parts = parts(producer, consumer, span, ranks, &wanted, layers[0]);
+            for (class, layers) in mine.iter_mut().enumerate() {
+                let Some(&first) = layers.first() else {
+                    continue;
+                };
+                let Class {
+                    ranks,
+                    source_group,
+                    target_group,
+                } = &classes.list[class];
+                let (source_group, target_group) = (*source_group, *target_group);
+                let parts = *parts_of
+                    .entry((class, wanted.start, first))
+                    .or_insert_with(|| parts(producer, consumer, span, ranks, &wanted, first));
                 for layers in layers.chunks(layers.len().div_ceil(parts)) {
                     let weight = layers.len() as u64 * u64::from(span.dim);
                     let start = target.rank;
@@ -81,6 +89,7 @@ pub fn compile(
                             });
                     }
                 }
+                layers.clear();
             }
         }
     }
@@ -106,15 +115,63 @@ fn elsewhere(producer: &Descriptor, spans: &[Span], span: &Span, layer: u32) -> 
     })
 }
 
-/// For each global layer, the ranks that own it of a component.
-fn holders(side: &Descriptor, component: usize) -> Vec<Vec<usize>> {
-    let mut holders = vec![Vec::new(); side.layers as usize];
-    for (i, rank) in side.ranks.iter().enumerate() {
-        for &layer in rank.layers_of(component) {
-            holders[layer as usize].push(i);
+/// Layers of a span that the same producer ranks hold, in the same groups: they are planned together.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Class {
+    ranks: Vec<usize>,
+    source_group: usize,
+    target_group: usize,
+}
+
+/// Where a layer of a span is with the producer.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// With the ranks of this class.
+    Held(usize),
+    /// Perhaps in another component.
+    Elsewhere,
+    Nowhere,
+}
+
+/// The classes of a span, found once for all consumer ranks.
+struct Classes {
+    list: Vec<Class>,
+    of: Vec<Place>,
+}
+
+impl Classes {
+    fn new(producer: &Descriptor, consumer: &Descriptor, span: &Span) -> Self {
+        let mut holders = vec![Vec::new(); producer.layers as usize];
+        for (i, rank) in producer.ranks.iter().enumerate() {
+            for &layer in rank.layers_of(span.source) {
+                holders[layer as usize].push(i);
+            }
         }
+        let (mut known, mut of) = (HashMap::new(), Vec::with_capacity(holders.len()));
+        for (layer, ranks) in (0..).zip(holders) {
+            let groups = (
+                producer.group_of(span.source, layer),
+                consumer.group_of(span.target, layer),
+            );
+            of.push(match groups {
+                (Some(source_group), Some(target_group)) if !ranks.is_empty() => {
+                    let class = Class {
+                        ranks,
+                        source_group,
+                        target_group,
+                    };
+                    let next = known.len();
+                    Place::Held(*known.entry(class).or_insert(next))
+                }
+                (None, Some(_)) => Place::Elsewhere,
+                _ => Place::Nowhere,
+            });
+        }
+        let mut list: Vec<(Class, usize)> = known.into_iter().collect();
+        list.sort_unstable_by_key(|&(_, class)| class);
+        let list = list.into_iter().map(|(class, _)| class).collect();
+        Self { list, of }
     }
-    holders
 }
 
 /// Into how many parts the layers of a class are cut, so that replicas which no other consumer rank would

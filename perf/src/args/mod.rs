@@ -1,6 +1,7 @@
 //! The command line.
 
 mod movement;
+mod plan;
 mod reshard;
 pub(crate) mod translate;
 
@@ -8,6 +9,7 @@ use clap::{Parser, Subcommand};
 
 pub(crate) use self::{
     movement::{Bounds, Kind, Movement, Run, Transport},
+    plan::Plan,
     reshard::Reshard,
     translate::{Check, Pair, Part, Translate},
 };
@@ -37,6 +39,8 @@ pub(crate) enum Command {
     Latency(Movement),
     /// Whole transfers between sides that are not alike, beside the same move between sides that are.
     Reshard(Reshard),
+    /// Plans for engines of many ranks, and for their requests.
+    Plan(Plan),
     /// What sockets, memcpy and system calls on foreign memory reach, without any of the stack.
     Bounds(Bounds),
     /// The second process of the others, which start it themselves.
