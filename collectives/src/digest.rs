@@ -140,7 +140,7 @@ impl DigestKey {
     fn covers(&self, spot: u64) -> bool {
         match self.coverage {
             Coverage::Off => false,
-            Coverage::Sample => spot % SAMPLE == 0,
+            Coverage::Sample => spot.is_multiple_of(SAMPLE),
             Coverage::Full => true,
         }
     }

@@ -21,10 +21,15 @@ use moai_collectives::{
 };
 use moai_memory::{MemoryKind, Region};
 use moai_transport::Interface;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Two producer ranks with 16 slots a page, and consumer ranks that differ in everything.
 fn requested(to: &str, tp: u32, layout: &str) -> Arc<Requested> {
+    asked(to, tp, layout, json!({}))
+}
+
+/// The same, and more of what is asked for than the tokens.
+fn asked(to: &str, tp: u32, layout: &str, more: Value) -> Arc<Requested> {
     const TOKENS: u32 = 300;
     let side = |element: &str, tp: u32, slots: u32, layout: &str| {
         let pages = TOKENS.div_ceil(slots);
@@ -44,7 +49,7 @@ fn requested(to: &str, tp: u32, layout: &str) -> Arc<Requested> {
                 json!({ "rank": rank, "pages": pages + 5, "request_pages": list })
             })
             .collect();
-        let document = json!({
+        let mut document = json!({
             "version": 1, "model": { "layers": 3 }, "parallel": { "tp": tp },
             "page_slots": slots,
             "components": [{
@@ -54,6 +59,9 @@ fn requested(to: &str, tp: u32, layout: &str) -> Arc<Requested> {
             "ranks": ranks,
             "request": { "tokens": TOKENS },
         });
+        for (name, value) in more.as_object().unwrap() {
+            document["request"][name] = value.clone();
+        }
         Request::read(&document.to_string()).unwrap()
     };
     let producer = side("bf16", 2, 16, "[layer] page slot head dim");
@@ -255,6 +263,32 @@ fn mapped_pages_become_what_one_process_would_make_of_them() {
 }
 
 #[test]
+fn parts_of_a_request_are_moved_and_nothing_else_however_much_is_digested() {
+    for (kind, way) in [
+        (MemoryKind::Shared, Way::Mapped),
+        (MemoryKind::Host, Way::Sent),
+    ] {
+        for digest in ["off", "sample", "full"] {
+            for (to, tp) in [("bf16", 4), ("e4m3fn", 1), ("f32", 4)] {
+                let more = json!({ "first": 77, "layers": [1, 3], "digest": digest });
+                let requested = asked(to, tp, "[layer] page head slot dim", more);
+                let run = Run {
+                    kind,
+                    ..Run::of(&requested)
+                };
+                let ends = run.go(|_| {});
+                ends.assert_committed(way, kind == MemoryKind::Host);
+                // 223 tokens of 2 layers of 8 heads of 64.
+                let written: u64 = ends.consumers.iter().map(|r| r.bytes_written).sum();
+                let bytes = [("bf16", 2), ("e4m3fn", 1), ("f32", 4)];
+                let (_, bytes) = bytes.iter().find(|(name, _)| *name == to).unwrap();
+                assert_eq!(written, 223 * 2 * 8 * 64 * bytes);
+            }
+        }
+    }
+}
+
+#[test]
 fn pages_that_cannot_be_mapped_are_sent_and_the_report_says_why() {
     for requested in unlike() {
         for (kind, maps_nothing, maps_half, why) in [
@@ -324,7 +358,13 @@ fn pages_that_change_while_they_are_lent_are_never_committed() {
             }
         });
         for report in &ends.consumers {
-            let digest = matches!(report.failure(), Some(Failure::Digest { .. }));
+            let digest = match report.failure() {
+                Some(Failure::Digest { component, .. }) => {
+                    assert!(component.starts_with("key, layer "), "{component}");
+                    true
+                }
+                _ => false,
+            };
             let told = matches!(report.failure(), Some(Failure::PeerFailed { .. }));
             let Ended::Failed { dirty, .. } = &report.ended else {
                 panic!("{report:?}")
