@@ -3,7 +3,7 @@
 mod loss;
 
 use moai_fabric::collectives::{
-    execute::Agreed,
+    execute::Requested,
     traffic::{PairTraffic, traffic},
 };
 use serde_json::json;
@@ -20,12 +20,12 @@ const WIDTH: usize = 100;
 
 pub(crate) fn check(command: &args::Check) -> Result<(), Failure> {
     let sides = inputs::read(&command.producer, &command.consumer)?;
-    let agreed = inputs::agree(sides, command.json.as_deref())?;
-    let traffic = traffic(&agreed);
-    let totals = Totals::of(&agreed, &traffic);
-    let losses = loss::losses(&agreed);
-    show(text(&agreed, &totals, &losses))?;
-    let mut report = plan::report(&agreed, &traffic);
+    let requested = inputs::agree(sides, command.json.as_deref())?;
+    let traffic = traffic(&requested);
+    let totals = Totals::of(&requested, &traffic);
+    let losses = loss::losses(requested.agreed());
+    show(text(&requested, &totals, &losses))?;
+    let mut report = plan::report(&requested, &traffic);
     if let Some(fields) = report.as_object_mut() {
         // Who sends what to whom is what `moai plan` says.
         fields.remove("pairs");
@@ -57,9 +57,9 @@ struct Totals {
 }
 
 impl Totals {
-    fn of(agreed: &Agreed, traffic: &[PairTraffic]) -> Self {
+    fn of(requested: &Requested, traffic: &[PairTraffic]) -> Self {
         let sum = |of: fn(&PairTraffic) -> u64| traffic.iter().map(of).sum::<u64>();
-        let tokens = f64::from(agreed.agreement.tokens.max(1));
+        let tokens = f64::from(requested.tokens().max(1));
         let bytes = [
             sum(|p| p.bytes_read),
             sum(|p| p.bytes_wire),
@@ -74,12 +74,13 @@ impl Totals {
     }
 }
 
-fn text(agreed: &Agreed, totals: &Totals, losses: &[(String, Loss)]) -> String {
+fn text(requested: &Requested, totals: &Totals, losses: &[(String, Loss)]) -> String {
+    let agreed = requested.agreed();
     let agreement = &agreed.agreement;
     let mut out = format!(
         "fit: {}, {}\n",
         picture::model(agreed),
-        picture::count(agreement.tokens.into(), "token")
+        picture::count(requested.tokens().into(), "token")
     );
     for (name, side) in [
         ("producer", &agreed.producer),
@@ -142,14 +143,14 @@ mod tests {
 
     #[test]
     fn a_pair_of_sides_is_told_with_its_figures() {
-        let (agreed, traffic) = case("10");
-        let totals = Totals::of(&agreed, &traffic);
+        let (requested, traffic) = case("10");
+        let totals = Totals::of(&requested, &traffic);
         let bytes: u64 = traffic.iter().map(|pair| pair.bytes_wire).sum();
         let [read, wire, written] = totals.bytes_per_token;
-        assert_eq!(wire * f64::from(agreed.agreement.tokens), bytes as f64);
+        assert_eq!(wire * f64::from(requested.tokens()), bytes as f64);
         assert!(read == 2.0 * wire && wire == written, "{totals:?}");
-        let losses = loss::losses(&agreed);
-        let text = text(&agreed, &totals, &losses);
+        let losses = loss::losses(requested.agreed());
+        let text = text(&requested, &totals, &losses);
         for told in [
             "fit: ",
             "bf16 → e4m3fn",

@@ -7,6 +7,7 @@ mod talk;
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
     io::{IsTerminal, Write},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
