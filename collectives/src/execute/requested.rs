@@ -115,8 +115,8 @@ impl Requested {
             Ok(agreed) => Self::new(Arc::new(agreed), its, own),
             Err(refusal) => {
                 let mut obstacles = Obstacles::default();
-                compare(&its, &own, &mut obstacles);
                 obstacles.extend(refusal);
+                compare(&its, &own, &mut obstacles);
                 Err(obstacles.end().expect_err("there are those of the sides"))
             }
         }
