@@ -35,3 +35,42 @@ pub const MAX_DESCRIPTION_BYTES: u64 = 256 << 20;
 /// Bytes of a chunk on the wire: two of them, before and after conversion, fit a 1 MiB L2 with room
 /// for the pages they come from.
 pub const CHUNK_BYTES: u64 = 256 << 10;
+
+/// Bytes of an engine's name. A Kubernetes pod has 63 and a suffix.
+pub const MAX_ENGINE_NAME: usize = 96;
+/// Bytes of a handle before it is written as text: two engine names, 112 bytes of fields and seal.
+pub const MAX_HANDLE_BYTES: usize = 2 * MAX_ENGINE_NAME + 112;
+/// Bytes of a text in a message. Reasons are for people; more than this is no sentence.
+pub const MAX_TEXT_BYTES: usize = 1024;
+/// Ranks of one node. Engines run one process a rank, or one a host of 8 or 16 devices.
+pub const MAX_NODE_RANKS: usize = 256;
+/// Engines that a node knows. The largest fleets pair a few hundred.
+pub const MAX_ENGINES: usize = 4096;
+/// Links of a node: the nodes of a few hundred engines that talk to it at once.
+pub const MAX_LINKS: usize = 16_384;
+/// Bytes of a descriptor on a link. Page lists are no part of it; 512 ranks with 126 layers in JSON are the longest.
+pub const MAX_DESCRIPTOR_BYTES: usize = 64 << 20;
+/// Bytes of a descriptor in one message: half of the transport's longest, so that two fit its queue.
+pub const DESCRIPTOR_PART_BYTES: usize = 512 << 10;
+/// Descriptors that arrive at the same time. Each holds what has arrived of it, for as long as a greeting may last.
+pub const MAX_DESCRIBING: usize = 8;
+/// Pulls of one link that are served or wait for their offer. Schedulers admit a few hundred requests at once.
+pub const MAX_SERVES_PER_LINK: usize = 4096;
+/// Offers of a node that are not released: a page each would fill the largest pools.
+pub const MAX_OFFERS: usize = 65_536;
+/// Grants of a node that are not released; as for offers.
+pub const MAX_GRANTS: usize = 65_536;
+/// Transfers of a node that go on, fences awaited among them; as for offers.
+pub const MAX_PULLS: usize = 65_536;
+/// Pairs of ranks in one transfer of a node: every rank of a large producer, twice over.
+pub const MAX_PARTS: usize = 8192;
+/// Ended offers and grants whose numbers a node remembers, to say why a handle is of no use any more.
+pub const MAX_ENDED: usize = 65_536;
+/// Earlier lives of an engine that are remembered, so that none of them comes back: a crash loop of an hour at one a minute.
+pub const MAX_RETIRED_EPOCHS: usize = 64;
+/// Keys of regions in one message: half of the transport's longest, so that two fit its queue.
+pub const MAX_KEYS_PER_MESSAGE: usize = 7000;
+/// Digests in one message; as for keys.
+pub const MAX_SUMS_PER_MESSAGE: usize = 65_000;
+/// Longest time that a pull may ask to be served for, in milliseconds: an hour. A lease is extended for it.
+pub const MAX_PULL_MS: u32 = 3_600_000;

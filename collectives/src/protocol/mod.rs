@@ -34,7 +34,9 @@
 //! exactly once. Links that have not said a valid Hello are strangers: closing them concerns nobody.
 
 mod consumer;
+pub mod handle;
 mod message;
+pub mod node;
 mod producer;
 
 use std::fmt;

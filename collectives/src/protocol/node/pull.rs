@@ -1,0 +1,1049 @@
+//! A consumer's side of a transfer: its parts, what has landed, and how it ended.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{
+    Action, Dirty, Failure, LentKey, LinkId, Node, Outcome, Reason, TransferId,
+    link::{Cause, LinkState},
+    message::{DigestMode, Message, Pull},
+    timers::Timer,
+};
+use crate::{
+    limits::{MAX_CHUNKS, MAX_PARTS, MAX_PULL_MS, MAX_PULLS, MAX_REGIONS},
+    protocol::handle::{Handle, HandleKind},
+};
+
+/// A chunk of a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "what a plan says of it")]
+pub struct Chunk {
+    /// Its bytes.
+    pub bytes: u32,
+    /// Its step.
+    pub step: u32,
+}
+
+/// A step of a part: what has a digest of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "what a plan says of it")]
+pub struct Step {
+    /// Global layer.
+    pub layer: u32,
+    /// Name of the component.
+    pub component: Arc<str>,
+}
+
+/// What a part of a transfer must bring, by the consumer's own plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "callers write these out")]
+pub struct Expected {
+    /// Producer rank.
+    pub source: u32,
+    /// Consumer rank.
+    pub target: u32,
+    /// Its chunks, in order.
+    pub chunks: Arc<[Chunk]>,
+    /// Its steps, in order.
+    pub steps: Arc<[Step]>,
+    /// Whether to ask for keys, to map the producer's pages.
+    pub map: bool,
+}
+
+/// What is pulled.
+#[derive(Clone, Debug)]
+#[allow(clippy::exhaustive_structs, reason = "callers write these out")]
+pub struct PullSpec {
+    /// The offer.
+    pub handle: Handle,
+    /// All pairs of ranks, on this node, that the plan gives something.
+    pub parts: Vec<Expected>,
+    /// From now to the outcome, at most.
+    pub within_ns: u64,
+    /// Tokens from the start that are there already.
+    pub held: u32,
+    /// Whether to report layers one by one.
+    pub by_layer: bool,
+    /// What is digested.
+    pub mode: DigestMode,
+    /// Key of the digest, drawn at random.
+    pub key: u64,
+    /// The grant whose pages are filled.
+    pub grant: Option<u64>,
+}
+
+/// Where a part stands on the consumer's side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(
+    clippy::exhaustive_enums,
+    reason = "the states of the protocol's picture"
+)]
+pub enum PartState {
+    /// For a link.
+    Waiting,
+    /// Pull is sent.
+    Asked,
+    /// Chunks arrive.
+    Receiving,
+    /// Chunks are copied from pages that are lent.
+    Mapped,
+    /// Every chunk is placed, and the digests are equal.
+    Complete,
+    /// The transfer has failed; writes are being fenced.
+    Stopping,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Arrival {
+    Awaited,
+    Begun,
+    Placed,
+}
+
+#[derive(Debug)]
+struct Part {
+    expected: Expected,
+    state: PartState,
+    /// Where it was pulled, once it was.
+    link: Option<LinkId>,
+    node: u32,
+    chunks: Vec<Arrival>,
+    /// Chunks that are not placed, of each step.
+    missing: Vec<u32>,
+    sums: Vec<u64>,
+    told: Vec<Option<u64>>,
+    /// Steps that are not complete.
+    left: u32,
+    /// What must be so before its pages are free.
+    stopped: bool,
+    gone: bool,
+    quiet: bool,
+}
+
+impl Part {
+    /// Nothing of it can be written any more.
+    fn is_fenced(&self) -> bool {
+        self.link.is_none() || self.quiet && (self.stopped || self.gone)
+    }
+
+    fn waits_for(&self) -> Option<String> {
+        let rank = self.expected.source;
+        let unplaced: u32 = self.missing.iter().sum();
+        match self.state {
+            PartState::Waiting => Some(format!("a link to rank {rank}")),
+            PartState::Asked => Some(format!("an answer of rank {rank}")),
+            PartState::Receiving | PartState::Mapped if unplaced == 0 => {
+                Some(format!("the digests of rank {rank}"))
+            }
+            PartState::Receiving | PartState::Mapped => Some(format!(
+                "{unplaced} of {} chunks of rank {rank}",
+                self.chunks.len()
+            )),
+            PartState::Complete | PartState::Stopping => None,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Transfer {
+    spec: PullSpec,
+    peer: usize,
+    started_ns: u64,
+    deadline_ns: u64,
+    parts: Vec<Part>,
+    /// Parts that are not complete.
+    left: usize,
+    /// Steps that are not complete, by layer.
+    layers: BTreeMap<u32, u32>,
+    ending: Option<Ending>,
+}
+
+#[derive(Debug)]
+struct Ending {
+    outcome: Outcome,
+    reported: bool,
+    force_ns: Option<u64>,
+}
+
+impl Transfer {
+    pub(super) fn parts(&self) -> usize {
+        self.parts.len()
+    }
+}
+
+impl Node {
+    /// Begins a transfer. [`Action::Ended`] tells how it ended, by its deadline.
+    ///
+    /// # Errors
+    ///
+    /// A [`Failure`] if it cannot begin.
+    pub fn pull(
+        &mut self,
+        spec: PullSpec,
+        now_ns: u64,
+        unix_ms: u64,
+    ) -> Result<TransferId, Failure> {
+        self.at(now_ns);
+        let peer = self.may_pull(&spec, unix_ms)?;
+        if let Some(grant) = spec.grant {
+            self.take_grant(grant)
+                .map_err(|why| Failure::Local { why })?;
+        }
+        let id = TransferId(self.next_transfer);
+        self.next_transfer += 1;
+        let mut layers = BTreeMap::new();
+        let mut parts = Vec::with_capacity(spec.parts.len());
+        for expected in &spec.parts {
+            let steps = expected.steps.len();
+            let mut missing = vec![0; steps];
+            expected
+                .chunks
+                .iter()
+                .for_each(|chunk| missing[chunk.step as usize] += 1);
+            if spec.by_layer {
+                expected
+                    .steps
+                    .iter()
+                    .for_each(|step| *layers.entry(step.layer).or_insert(0) += 1);
+            }
+            parts.push(Part {
+                state: PartState::Waiting,
+                link: None,
+                node: self.peers[peer]
+                    .node_of(expected.source)
+                    .unwrap_or_default(),
+                chunks: vec![Arrival::Awaited; expected.chunks.len()],
+                missing,
+                sums: vec![0; steps],
+                told: vec![None; steps],
+                left: steps as u32,
+                stopped: false,
+                gone: false,
+                quiet: false,
+                expected: expected.clone(),
+            });
+        }
+        let most = u64::from(MAX_PULL_MS) * 1_000_000;
+        let transfer = Transfer {
+            peer,
+            started_ns: self.now_ns,
+            deadline_ns: self.now_ns + spec.within_ns.min(most),
+            left: parts.len(),
+            parts,
+            layers,
+            ending: None,
+            spec,
+        };
+        let (count, epoch) = (transfer.parts.len(), transfer.spec.handle.fields().epoch);
+        self.counters.transfers += 1;
+        self.transfers.insert(id, transfer);
+        for part in 0..count as u32 {
+            let Some(node) = self
+                .transfers
+                .get(&id)
+                .map(|this| this.parts[part as usize].node)
+            else {
+                break;
+            };
+            if let Some(link) = self.link_for((peer, node), epoch, (id, part)) {
+                self.ask(id, part, link);
+            }
+        }
+        if count == 0 {
+            self.commit(id);
+        }
+        self.arm_transfer(id);
+        Ok(id)
+    }
+
+    fn may_pull(&mut self, spec: &PullSpec, unix_ms: u64) -> Result<usize, Failure> {
+        let said = spec.handle.fields();
+        let rank = spec.parts.first().map_or(0, |part| part.source);
+        let refused = |reason, why: String| Err(Failure::Refused { rank, reason, why });
+        if said.kind != HandleKind::Offer {
+            return refused(
+                Reason::Forged,
+                "the handle is of a grant; a pull needs an offer's".into(),
+            );
+        }
+        if said
+            .bound
+            .as_ref()
+            .is_some_and(|bound| *bound != self.config.engine)
+        {
+            return refused(Reason::Elsewhere, "the offer is for another engine".into());
+        }
+        if unix_ms > said.expires_unix_ms.saturating_add(self.config.skew_ms) {
+            return refused(Reason::Expired, "the handle has expired".into());
+        }
+        let Some(&peer) = self.by_name.get(said.engine.as_str()) else {
+            let why = format!("no node of engine {} is known", said.engine);
+            return Err(Failure::NoPath { rank, why });
+        };
+        if self.is_retired(peer, said.epoch) {
+            return Err(Failure::Restarted { rank });
+        }
+        let local = |why: String| Err(Failure::Local { why });
+        if self.transfers.len() >= MAX_PULLS {
+            return local(format!("{MAX_PULLS} transfers go on; wait for some"));
+        }
+        if spec.parts.len() > MAX_PARTS {
+            return local(format!(
+                "{} pairs of ranks; {MAX_PARTS} at most",
+                spec.parts.len()
+            ));
+        }
+        let mut chunks = 0;
+        for part in &spec.parts {
+            chunks += part.chunks.len() as u64;
+            if self.peers[peer].node_of(part.source).is_none() {
+                let why = format!("no node of engine {} is known to hold it", said.engine);
+                return Err(Failure::NoPath {
+                    rank: part.source,
+                    why,
+                });
+            }
+            if part
+                .chunks
+                .iter()
+                .any(|chunk| chunk.step as usize >= part.steps.len())
+            {
+                return local(format!("a chunk of rank {} is of no step", part.source));
+            }
+        }
+        if chunks > MAX_CHUNKS {
+            return local(format!("{chunks} chunks; {MAX_CHUNKS} at most"));
+        }
+        Ok(peer)
+    }
+
+    /// Ends a transfer. `Ended` follows when it is fenced, by the deadline at the latest.
+    pub fn cancel(&mut self, transfer: TransferId, now_ns: u64) {
+        self.at(now_ns);
+        self.end_transfer(transfer, Outcome::Cancelled);
+    }
+
+    /// This side cannot go on with a transfer.
+    pub fn fail(&mut self, transfer: TransferId, why: &str, now_ns: u64) {
+        self.at(now_ns);
+        self.end_transfer(
+            transfer,
+            Outcome::Failed(Failure::Local {
+                why: why.to_owned(),
+            }),
+        );
+    }
+
+    /// State of a part; `None` if it is over.
+    #[must_use]
+    pub fn part_state(&self, transfer: TransferId, part: u32) -> Option<PartState> {
+        let parts = &self.transfers.get(&transfer)?.parts;
+        parts.get(part as usize).map(|part| part.state)
+    }
+
+    /// A chunk is about to land, or to be copied; `false` if it must not.
+    #[must_use]
+    pub fn landing(&mut self, transfer: TransferId, part: u32, chunk: u64, bytes: u32) -> bool {
+        let Some(this) = self.transfers.get_mut(&transfer) else {
+            self.counters.late += 1;
+            return false;
+        };
+        let Some(part) = this.parts.get_mut(part as usize) else {
+            return false;
+        };
+        let index = usize::try_from(chunk).unwrap_or(usize::MAX);
+        let wanted = part.expected.chunks.get(index).map(|chunk| chunk.bytes);
+        let here = part.chunks.get(index).copied();
+        let open = matches!(part.state, PartState::Receiving | PartState::Mapped);
+        if open && wanted == Some(bytes) && here == Some(Arrival::Awaited) {
+            part.chunks[index] = Arrival::Begun;
+            return true;
+        }
+        if part.state == PartState::Stopping {
+            self.counters.late += 1;
+            return false;
+        }
+        let expected = match (wanted, here) {
+            (Some(wanted), Some(Arrival::Awaited)) => format!("{wanted} bytes of it, after Accept"),
+            (Some(_), Some(_)) => "it once".to_owned(),
+            _ => format!("chunks below {}", part.chunks.len()),
+        };
+        let (state, link) = (part.state, part.link);
+        let what =
+            format!("sends chunk {chunk} of {bytes} bytes while {state:?}; expected {expected}");
+        if let Some(link) = link {
+            self.broke(link, what);
+        }
+        false
+    }
+
+    /// A chunk is placed; `digest` is of what lies there now.
+    pub fn landed(
+        &mut self,
+        transfer: TransferId,
+        part: u32,
+        chunk: u64,
+        digest: u64,
+        now_ns: u64,
+    ) {
+        self.at(now_ns);
+        let Some(this) = self.transfers.get_mut(&transfer) else {
+            return;
+        };
+        let Some(of) = this.parts.get_mut(part as usize) else {
+            return;
+        };
+        let index = usize::try_from(chunk).unwrap_or(usize::MAX);
+        if of.chunks.get(index) != Some(&Arrival::Begun) || of.state == PartState::Stopping {
+            return;
+        }
+        of.chunks[index] = Arrival::Placed;
+        let step = of.expected.chunks[index].step as usize;
+        of.sums[step] = of.sums[step].wrapping_add(digest);
+        of.missing[step] -= 1;
+        if of.missing[step] == 0 {
+            self.compare_step(transfer, part, step);
+        }
+    }
+
+    /// The pages of a part cannot be mapped after all; they are to be sent instead.
+    pub fn unmapped(&mut self, transfer: TransferId, part: u32, why: &str, now_ns: u64) {
+        self.at(now_ns);
+        let Some(this) = self.transfers.get_mut(&transfer) else {
+            return;
+        };
+        let Some(of) = this.parts.get_mut(part as usize) else {
+            return;
+        };
+        if of.state != PartState::Mapped {
+            return;
+        }
+        if of.chunks.iter().any(|&chunk| chunk != Arrival::Awaited) {
+            return self.fail(
+                transfer,
+                "pages that were mapped cannot be read any more",
+                now_ns,
+            );
+        }
+        of.state = PartState::Receiving;
+        of.told.fill(None);
+        if let Some(link) = of.link {
+            self.send(
+                link,
+                Message::Unmapped {
+                    transfer: transfer.0,
+                    part,
+                    why: why.to_owned(),
+                },
+            );
+        }
+    }
+
+    /// Answers [`Action::Fence`]: nothing of the part is being written here. `revoked` says that the peer cannot either,
+    /// whatever it does.
+    pub fn quiet(&mut self, transfer: TransferId, part: u32, revoked: bool, now_ns: u64) {
+        self.at(now_ns);
+        let Some(this) = self.transfers.get_mut(&transfer) else {
+            return;
+        };
+        let Some(of) = this.parts.get_mut(part as usize) else {
+            return;
+        };
+        if of.state != PartState::Stopping || std::mem::replace(&mut of.quiet, true) {
+            return;
+        }
+        of.stopped |= revoked;
+        if let Some(link) = of.link {
+            self.send(
+                link,
+                Message::Done {
+                    transfer: transfer.0,
+                    part,
+                    committed: false,
+                },
+            );
+        }
+        self.settle(transfer);
+    }
+
+    /// A link is there for a part that waited.
+    pub(super) fn ask(&mut self, id: TransferId, part: u32, link: LinkId) {
+        let now = self.now_ns;
+        let Some(this) = self.transfers.get_mut(&id) else {
+            return;
+        };
+        let (epoch, peer) = (this.spec.handle.fields().epoch, this.peer);
+        let Some(of) = this
+            .parts
+            .get_mut(part as usize)
+            .filter(|of| of.state == PartState::Waiting)
+        else {
+            return;
+        };
+        let (rank, node) = (of.expected.source, of.node);
+        let Some(to) = self.links.get_mut(&link) else {
+            return;
+        };
+        if to.epoch != epoch {
+            if self.is_retired(peer, epoch) {
+                return self.end_transfer(id, Outcome::Failed(Failure::Restarted { rank }));
+            }
+            // The engine of the handle is not the one at the other end: a later one, or one that was forged.
+            let _ = self.link_for((peer, node), epoch, (id, part));
+            return;
+        }
+        to.parts.insert((id, part));
+        of.link = Some(link);
+        of.state = PartState::Asked;
+        let left_ms = this.deadline_ns.saturating_sub(now).div_ceil(1_000_000);
+        let pull = Pull {
+            transfer: id.0,
+            part,
+            source: of.expected.source,
+            target: of.expected.target,
+            held: this.spec.held,
+            for_ms: u32::try_from(left_ms)
+                .unwrap_or(MAX_PULL_MS)
+                .min(MAX_PULL_MS),
+            mode: this.spec.mode,
+            key: this.spec.key,
+            by_layer: this.spec.by_layer,
+            map: of.expected.map,
+            grant: this.spec.grant.unwrap_or(0),
+            handle: this.spec.handle.as_bytes().to_vec(),
+        };
+        self.send(link, Message::Pull(Box::new(pull)));
+    }
+
+    /// The part that a message on a link is about, unless it is over or the peer makes it up.
+    fn part_on(
+        &mut self,
+        link: LinkId,
+        (id, part): (TransferId, u32),
+        name: &str,
+    ) -> Option<&mut Part> {
+        let known = self
+            .transfers
+            .get(&id)
+            .map(|this| this.parts.get(part as usize).map(|part| part.link));
+        match known {
+            Some(Some(at)) if at == Some(link) => {
+                let this = self.transfers.get_mut(&id)?;
+                this.parts.get_mut(part as usize)
+            }
+            None if id.0 < self.next_transfer && id.0 != 0 => {
+                self.counters.late += 1;
+                None
+            }
+            _ => {
+                self.broke(
+                    link,
+                    format!(
+                        "{name} of transfer {} part {part}, which was not pulled here",
+                        id.0
+                    ),
+                );
+                None
+            }
+        }
+    }
+
+    pub(super) fn part_accepted(
+        &mut self,
+        link: LinkId,
+        at: (TransferId, u32),
+        said: (u64, u64),
+        mapped: bool,
+    ) {
+        let Some(of) = self.part_on(link, at, "Accept") else {
+            return;
+        };
+        match of.state {
+            PartState::Asked => {}
+            PartState::Stopping => return self.counters.late += 1,
+            state => return self.broke(link, format!("Accept while {state:?}")),
+        }
+        let bytes = of
+            .expected
+            .chunks
+            .iter()
+            .map(|chunk| u64::from(chunk.bytes))
+            .sum::<u64>();
+        let own = (of.expected.chunks.len() as u64, bytes);
+        let (rank, asked) = (of.expected.source, of.expected.map);
+        if said != own || (mapped && !asked) {
+            let what = format!(
+                "offers {} chunks of {} bytes, mapped {mapped}; the plan has {} of {}, mapped {asked}",
+                said.0, said.1, own.0, own.1
+            );
+            self.counters.protocol_errors += 1;
+            return self.end_transfer(at.0, Outcome::Failed(Failure::Protocol { rank, what }));
+        }
+        of.state = if mapped {
+            PartState::Mapped
+        } else {
+            PartState::Receiving
+        };
+        let complete = of.left == 0;
+        let keys = self
+            .links
+            .get(&link)
+            .and_then(|link| link.keys.get(&rank)?.whole.clone());
+        if mapped && keys.is_none() {
+            return self.broke(
+                link,
+                format!("lends the pages of rank {rank} without their keys"),
+            );
+        }
+        let keys = keys.filter(|_| mapped);
+        self.actions.push_back(Action::Receive {
+            transfer: at.0,
+            part: at.1,
+            link,
+            keys,
+        });
+        if complete {
+            self.complete(at.0, at.1);
+        }
+    }
+
+    pub(super) fn part_refused(
+        &mut self,
+        link: LinkId,
+        at: (TransferId, u32),
+        reason: Reason,
+        why: String,
+        unserved: bool,
+    ) {
+        let Some(of) = self.part_on(link, at, if unserved { "Refuse" } else { "Discard" }) else {
+            return;
+        };
+        let rank = of.expected.source;
+        if unserved {
+            if !matches!(of.state, PartState::Asked | PartState::Stopping) {
+                let state = of.state;
+                return self.broke(link, format!("Refuse while {state:?}"));
+            }
+            // Nothing was sent, and nothing will be.
+            of.link = None;
+            if let Some(link) = self.links.get_mut(&link) {
+                link.parts.remove(&at);
+            }
+        }
+        let failure = match reason {
+            Reason::Restarted => Failure::Restarted { rank },
+            _ => Failure::Refused { rank, reason, why },
+        };
+        self.end_transfer(at.0, Outcome::Failed(failure));
+        self.settle(at.0);
+    }
+
+    pub(super) fn keys_lent(&mut self, link: LinkId, rank: u32, left: u32, keys: Vec<LentKey>) {
+        let Some(this) = self.links.get_mut(&link) else {
+            return;
+        };
+        if !this.has_rank(rank) {
+            return self.broke(
+                link,
+                format!("lends pages of rank {rank}, which it does not hold"),
+            );
+        }
+        let here = this.keys.entry(rank).or_default();
+        let all = here.keys.len() as u64 + keys.len() as u64 + u64::from(left);
+        let expected = here
+            .left
+            .map_or(all, |left| here.keys.len() as u64 + u64::from(left));
+        if all > MAX_REGIONS
+            || all != expected
+            || here.whole.is_some()
+            || (keys.is_empty() && left > 0)
+        {
+            return self.broke(
+                link,
+                format!("announces {all} keys of rank {rank}; expected {expected}, once"),
+            );
+        }
+        here.keys.extend(keys);
+        here.left = Some(left);
+        if left == 0 {
+            here.whole = Some(std::mem::take(&mut here.keys).into());
+        }
+    }
+
+    pub(super) fn part_ready(
+        &mut self,
+        link: LinkId,
+        at: (TransferId, u32),
+        layer: u32,
+        tokens: u32,
+    ) {
+        let Some(of) = self.part_on(link, at, "Ready") else {
+            return;
+        };
+        if matches!(of.state, PartState::Receiving | PartState::Mapped) {
+            let (transfer, part) = at;
+            self.actions.push_back(Action::Written {
+                transfer,
+                part,
+                layer,
+                tokens,
+            });
+        }
+    }
+
+    pub(super) fn part_sums(
+        &mut self,
+        link: LinkId,
+        at: (TransferId, u32),
+        mapped: bool,
+        first: u32,
+        sums: &[u64],
+    ) {
+        let Some(of) = self.part_on(link, at, "Sums") else {
+            return;
+        };
+        let told_mapped = match of.state {
+            PartState::Mapped => true,
+            PartState::Receiving => false,
+            PartState::Stopping => return self.counters.late += 1,
+            state => return self.broke(link, format!("Sums while {state:?}")),
+        };
+        if mapped && !told_mapped && of.expected.map {
+            // Sent before the producer heard that its pages could not be mapped.
+            return self.counters.late += 1;
+        }
+        let (from, steps) = (first as usize, of.told.len());
+        let new = of.told.get(from..).and_then(|rest| rest.get(..sums.len()));
+        if mapped != told_mapped
+            || sums.is_empty()
+            || new.is_none_or(|new| new.iter().any(Option::is_some))
+        {
+            let what = format!(
+                "Sums of {} steps from {first}, mapped {mapped}; expected {steps} steps, each once",
+                sums.len()
+            );
+            return self.broke(link, what);
+        }
+        for (step, &sum) in (from..).zip(sums) {
+            of.told[step] = Some(sum);
+        }
+        for step in from..from + sums.len() {
+            self.compare_step(at.0, at.1, step);
+        }
+    }
+
+    pub(super) fn part_stopped(&mut self, link: LinkId, at: (TransferId, u32)) {
+        let Some(of) = self.part_on(link, at, "Stopped") else {
+            return;
+        };
+        if of.state != PartState::Stopping {
+            let state = of.state;
+            return self.broke(link, format!("Stopped while {state:?}"));
+        }
+        of.stopped = true;
+        self.settle(at.0);
+    }
+
+    /// Compares the digests of a step, once it is placed and the producer has told its own.
+    fn compare_step(&mut self, id: TransferId, part: u32, step: usize) {
+        let Some(this) = self.transfers.get_mut(&id) else {
+            return;
+        };
+        let of = &mut this.parts[part as usize];
+        let Some(there) = of.told[step] else { return };
+        if of.missing[step] > 0 || !matches!(of.state, PartState::Receiving | PartState::Mapped) {
+            return;
+        }
+        let (here, at) = (of.sums[step], &of.expected.steps[step]);
+        let layer = at.layer;
+        if here != there && !self.config.faults.digest_not_compared {
+            let (rank, component) = (of.expected.source, at.component.to_string());
+            self.counters.digest_mismatches += 1;
+            let failure = Failure::Digest {
+                rank,
+                layer,
+                component,
+                here,
+                there,
+            };
+            return self.end_transfer(id, Outcome::Failed(failure));
+        }
+        of.left -= 1;
+        let complete = of.left == 0;
+        if let Some(left) = this.layers.get_mut(&layer) {
+            *left -= 1;
+            if *left == 0 {
+                self.actions.push_back(Action::Layer {
+                    transfer: id,
+                    layer,
+                });
+            }
+        }
+        if complete {
+            self.complete(id, part);
+        }
+    }
+
+    fn complete(&mut self, id: TransferId, part: u32) {
+        let Some(this) = self.transfers.get_mut(&id) else {
+            return;
+        };
+        this.parts[part as usize].state = PartState::Complete;
+        this.left -= 1;
+        if this.left == 0 {
+            self.commit(id);
+        }
+    }
+
+    fn commit(&mut self, id: TransferId) {
+        let Some(this) = self.transfers.remove(&id) else {
+            return;
+        };
+        self.timers.clear(Timer::Transfer(id));
+        for (part, of) in (0..).zip(&this.parts) {
+            let Some(link) = of.link else { continue };
+            self.send(
+                link,
+                Message::Done {
+                    transfer: id.0,
+                    part,
+                    committed: true,
+                },
+            );
+            if let Some(link) = self.links.get_mut(&link) {
+                link.parts.remove(&(id, part));
+            }
+        }
+        self.counters.committed += 1;
+        let (outcome, dirty) = (Outcome::Committed, Vec::new());
+        self.actions.push_back(Action::Ended {
+            transfer: id,
+            outcome,
+            dirty,
+            fenced: true,
+        });
+    }
+
+    pub(super) fn part_lost(&mut self, id: TransferId, part: u32, cause: &Cause) {
+        let Some(of) = self
+            .transfers
+            .get(&id)
+            .and_then(|this| this.parts.get(part as usize))
+        else {
+            return;
+        };
+        // All of it is placed and compared; nothing more is wanted from there.
+        if of.state == PartState::Complete {
+            return;
+        }
+        let failure = cause.failure(of.expected.source);
+        self.end_transfer(id, Outcome::Failed(failure));
+    }
+
+    pub(super) fn part_gone(&mut self, id: TransferId, part: u32) {
+        if let Some(of) = self
+            .transfers
+            .get_mut(&id)
+            .and_then(|this| this.parts.get_mut(part as usize))
+        {
+            of.gone = true;
+            self.settle(id);
+        }
+    }
+
+    /// A dial failed for a part that waits for it.
+    pub(super) fn part_unreachable(&mut self, id: TransferId, part: u32, why: &str) {
+        let Some(this) = self.transfers.get(&id) else {
+            return;
+        };
+        // As long as a peer that was silent would have been given.
+        if self.now_ns >= this.started_ns + self.config.loss_ns {
+            let rank = this.parts[part as usize].expected.source;
+            let why = why.to_owned();
+            self.end_transfer(id, Outcome::Failed(Failure::Lost { rank, why }));
+        }
+    }
+
+    /// A transfer ends other than by its commit: everyone is told to stop.
+    fn end_transfer(&mut self, id: TransferId, outcome: Outcome) {
+        let Some(this) = self.transfers.get_mut(&id) else {
+            return;
+        };
+        if this.ending.is_some() {
+            return;
+        }
+        let (reason, why) = match &outcome {
+            Outcome::Failed(failure @ Failure::Refused { .. }) => {
+                (Reason::OtherPart, failure.to_string())
+            }
+            Outcome::Failed(failure) => (failure.reason(), failure.to_string()),
+            Outcome::Cancelled | Outcome::Committed => (Reason::Cancelled, String::new()),
+        };
+        let force_ns = Some(self.now_ns + self.config.fence_ns);
+        this.ending = Some(Ending {
+            outcome,
+            reported: false,
+            force_ns,
+        });
+        let peer = this.peer;
+        let mut stops: Vec<(u32, Option<LinkId>, u32)> = Vec::with_capacity(this.parts.len());
+        for (part, of) in (0..).zip(&mut this.parts) {
+            of.state = PartState::Stopping;
+            stops.push((part, of.link, of.node));
+        }
+        for (part, link, node) in stops {
+            let Some(link) = link else {
+                self.waits_not(peer, node, (id, part));
+                continue;
+            };
+            self.send(
+                link,
+                Message::Stop {
+                    transfer: id.0,
+                    part,
+                    reason,
+                    why: why.clone(),
+                },
+            );
+            self.actions.push_back(Action::Fence { transfer: id, part });
+        }
+        self.settle(id);
+    }
+
+    /// Reports what a transfer that has ended has come to.
+    fn settle(&mut self, id: TransferId) {
+        let Some(this) = self.transfers.get_mut(&id) else {
+            return;
+        };
+        let Some(ending) = &mut this.ending else {
+            return;
+        };
+        let skip = self.config.faults.fence_skipped;
+        let fenced = skip || this.parts.iter().all(Part::is_fenced);
+        let late = self.now_ns >= this.deadline_ns;
+        let again = ending.reported && fenced && self.config.faults.outcome_twice;
+        if (!ending.reported && (fenced || late)) || again {
+            ending.reported = true;
+            match ending.outcome {
+                Outcome::Failed(_) => self.counters.failed += 1,
+                _ => self.counters.cancelled += 1,
+            }
+            let outcome = ending.outcome.clone();
+            let dirty = |(part, of): (u32, &Part)| {
+                let touched = (0..)
+                    .zip(&of.chunks)
+                    .filter(|&(_, &chunk)| chunk != Arrival::Awaited);
+                let chunks: Vec<u32> = touched.map(|(chunk, _)| chunk).collect();
+                (!chunks.is_empty()).then_some(Dirty { part, chunks })
+            };
+            let dirty = (0..).zip(&this.parts).filter_map(dirty).collect();
+            self.actions.push_back(Action::Ended {
+                transfer: id,
+                outcome,
+                dirty,
+                fenced,
+            });
+            if !fenced {
+                self.counters.quarantined += 1;
+                self.counters.quarantined_now += 1;
+            }
+        } else if ending.reported && fenced {
+            self.counters.quarantined_now -= 1;
+            self.actions.push_back(Action::Fenced { transfer: id });
+        }
+        if !fenced {
+            return self.arm_transfer(id);
+        }
+        let Some(this) = self.transfers.remove(&id) else {
+            return;
+        };
+        self.timers.clear(Timer::Transfer(id));
+        for (part, of) in (0..).zip(&this.parts) {
+            if let Some(link) = of.link.and_then(|link| self.links.get_mut(&link)) {
+                link.parts.remove(&(id, part));
+            }
+        }
+    }
+
+    fn arm_transfer(&mut self, id: TransferId) {
+        let Some(this) = self.transfers.get(&id) else {
+            return;
+        };
+        let at = match &this.ending {
+            None if this
+                .parts
+                .iter()
+                .any(|part| part.state == PartState::Waiting) =>
+            {
+                this.deadline_ns
+                    .min(this.started_ns + self.config.handshake_ns)
+            }
+            None => this.deadline_ns,
+            Some(Ending {
+                reported: false,
+                force_ns,
+                ..
+            }) => force_ns.map_or(this.deadline_ns, |force| force.min(this.deadline_ns)),
+            Some(Ending {
+                force_ns: Some(force),
+                ..
+            }) => *force,
+            Some(_) => return self.timers.clear(Timer::Transfer(id)),
+        };
+        self.timers.set(Timer::Transfer(id), at);
+    }
+
+    pub(super) fn transfer_due(&mut self, id: TransferId) {
+        let now = self.now_ns;
+        let Some(this) = self.transfers.get_mut(&id) else {
+            return;
+        };
+        if let Some(ending) = &mut this.ending {
+            if ending.force_ns.is_some_and(|force| now >= force) {
+                ending.force_ns = None;
+                // Without its link the peer cannot touch anything.
+                let unfenced = this
+                    .parts
+                    .iter()
+                    .filter(|of| of.link.is_some() && !of.stopped && !of.gone);
+                let links: BTreeSet<LinkId> = unfenced.filter_map(|of| of.link).collect();
+                for link in links {
+                    if self
+                        .links
+                        .get(&link)
+                        .is_some_and(|link| link.state != LinkState::Lost)
+                    {
+                        self.counters.fences_forced += 1;
+                        self.lose(
+                            link,
+                            Cause::Lost("it did not acknowledge a stop".into()),
+                            true,
+                        );
+                    }
+                }
+            }
+            return self.settle(id);
+        }
+        let missing: Vec<String> = this.parts.iter().filter_map(Part::waits_for).collect();
+        if now >= this.deadline_ns {
+            let missing = missing.join(", ");
+            return self.end_transfer(id, Outcome::Failed(Failure::Deadline { missing }));
+        }
+        let waiting = this
+            .parts
+            .iter()
+            .find(|part| part.state == PartState::Waiting);
+        if let Some(part) = waiting
+            && now >= this.started_ns + self.config.handshake_ns
+        {
+            let (rank, why) = (
+                part.expected.source,
+                "no link to it could be made".to_owned(),
+            );
+            return self.end_transfer(id, Outcome::Failed(Failure::Lost { rank, why }));
+        }
+        self.arm_transfer(id);
+    }
+}
