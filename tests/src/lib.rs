@@ -4,6 +4,8 @@
 //! `cargo test`; `tests/book.rs` looks after everything else in it.
 #![forbid(unsafe_code)]
 
+pub mod simulation;
+
 macro_rules! page {
     ($($name:ident $file:literal)*) => {
         $(

@@ -307,16 +307,25 @@ pub enum Action {
         /// The offer's handle.
         handle: Handle,
     },
-    /// Consumer: chunks of a part may arrive on a link from now on; or be copied, if they are lent.
+    /// Consumer: a part is pulled; its chunks may arrive from now on, even before the producer's answer.
     Receive {
+        /// The transfer.
+        transfer: TransferId,
+        /// Its part.
+        part: u32,
+        /// The link that it is pulled on.
+        link: LinkId,
+    },
+    /// Consumer: the pages of a part are lent; copy from them what [`Written`](Self::Written) says may be.
+    Copy {
         /// The transfer.
         transfer: TransferId,
         /// Its part.
         part: u32,
         /// The link.
         link: LinkId,
-        /// The keys of the producer's pages, if they are lent.
-        keys: Option<Arc<[LentKey]>>,
+        /// The keys of the producer rank's pages.
+        keys: Arc<[LentKey]>,
     },
     /// Consumer: the producer has written the first tokens of a layer; if its pages are lent, they may be copied.
     Written {

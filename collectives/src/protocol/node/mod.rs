@@ -27,7 +27,7 @@
 //!              ◀─ Refuse, and the end ─────────────────────── Asked          the driver looks at the plan
 //!  Receiving   ◀─ Accept (chunks, bytes) ───────────────────── Serving
 //!              ◀─ Ready (layer, tokens) ──────────────────────
-//!              ◀═ chunks, in any order ═══════════════════════
+//!              ◀═ chunks, in any order, even before Accept ═══
 //!              ◀─ Sums (of steps read to their end) ────────── Sent           generations were as offered
 //!  Complete    ── Done (committed), when all parts are ──────▶ Ended
 //!

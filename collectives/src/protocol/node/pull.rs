@@ -116,6 +116,8 @@ struct Part {
     told: Vec<Option<u64>>,
     /// Steps that are not complete.
     left: u32,
+    /// The producer never served it.
+    refused: bool,
     /// What must be so before its pages are free.
     stopped: bool,
     gone: bool,
@@ -125,7 +127,7 @@ struct Part {
 impl Part {
     /// Nothing of it can be written any more.
     fn is_fenced(&self) -> bool {
-        self.link.is_none() || self.quiet && (self.stopped || self.gone)
+        self.link.is_none() || self.refused || self.quiet && (self.stopped || self.gone)
     }
 
     fn waits_for(&self) -> Option<String> {
@@ -219,6 +221,7 @@ impl Node {
                 sums: vec![0; steps],
                 told: vec![None; steps],
                 left: steps as u32,
+                refused: false,
                 stopped: false,
                 gone: false,
                 quiet: false,
@@ -356,7 +359,11 @@ impl Node {
         let index = usize::try_from(chunk).unwrap_or(usize::MAX);
         let wanted = part.expected.chunks.get(index).map(|chunk| chunk.bytes);
         let here = part.chunks.get(index).copied();
-        let open = matches!(part.state, PartState::Receiving | PartState::Mapped);
+        // Payload may be faster than Accept.
+        let open = matches!(
+            part.state,
+            PartState::Asked | PartState::Receiving | PartState::Mapped
+        );
         if open && wanted == Some(bytes) && here == Some(Arrival::Awaited) {
             part.chunks[index] = Arrival::Begun;
             return true;
@@ -366,7 +373,7 @@ impl Node {
             return false;
         }
         let expected = match (wanted, here) {
-            (Some(wanted), Some(Arrival::Awaited)) => format!("{wanted} bytes of it, after Accept"),
+            (Some(wanted), Some(Arrival::Awaited)) => format!("{wanted} bytes of it, after Pull"),
             (Some(_), Some(_)) => "it once".to_owned(),
             _ => format!("chunks below {}", part.chunks.len()),
         };
@@ -455,7 +462,7 @@ impl Node {
             return;
         }
         of.stopped |= revoked;
-        if let Some(link) = of.link {
+        if let Some(link) = of.link.filter(|_| !of.refused) {
             self.send(
                 link,
                 Message::Done {
@@ -515,6 +522,11 @@ impl Node {
             handle: this.spec.handle.as_bytes().to_vec(),
         };
         self.send(link, Message::Pull(Box::new(pull)));
+        self.actions.push_back(Action::Receive {
+            transfer: id,
+            part,
+            link,
+        });
     }
 
     /// The part that a message on a link is about, unless it is over or the peer makes it up.
@@ -597,13 +609,15 @@ impl Node {
                 format!("lends the pages of rank {rank} without their keys"),
             );
         }
-        let keys = keys.filter(|_| mapped);
-        self.actions.push_back(Action::Receive {
-            transfer: at.0,
-            part: at.1,
-            link,
-            keys,
-        });
+        if let Some(keys) = keys.filter(|_| mapped) {
+            let (transfer, part) = at;
+            self.actions.push_back(Action::Copy {
+                transfer,
+                part,
+                link,
+                keys,
+            });
+        }
         if complete {
             self.complete(at.0, at.1);
         }
@@ -622,15 +636,15 @@ impl Node {
         };
         let rank = of.expected.source;
         if unserved {
-            if !matches!(of.state, PartState::Asked | PartState::Stopping) {
+            if of.refused || !matches!(of.state, PartState::Asked | PartState::Stopping) {
                 let state = of.state;
                 return self.broke(link, format!("Refuse while {state:?}"));
             }
-            // Nothing was sent, and nothing will be.
-            of.link = None;
-            if let Some(link) = self.links.get_mut(&link) {
-                link.parts.remove(&at);
+            if of.chunks.iter().any(|&chunk| chunk != Arrival::Awaited) {
+                return self.broke(link, "Refuse after chunks".into());
             }
+            // Nothing was sent, and nothing will be.
+            of.refused = true;
         }
         let failure = match reason {
             Reason::Restarted => Failure::Restarted { rank },
@@ -891,7 +905,7 @@ impl Node {
         let mut stops: Vec<(u32, Option<LinkId>, u32)> = Vec::with_capacity(this.parts.len());
         for (part, of) in (0..).zip(&mut this.parts) {
             of.state = PartState::Stopping;
-            stops.push((part, of.link, of.node));
+            stops.push((part, of.link.filter(|_| !of.refused), of.node));
         }
         for (part, link, node) in stops {
             let Some(link) = link else {
@@ -1007,7 +1021,7 @@ impl Node {
                 let unfenced = this
                     .parts
                     .iter()
-                    .filter(|of| of.link.is_some() && !of.stopped && !of.gone);
+                    .filter(|of| of.link.is_some() && !of.refused && !of.stopped && !of.gone);
                 let links: BTreeSet<LinkId> = unfenced.filter_map(|of| of.link).collect();
                 for link in links {
                     if self

@@ -891,7 +891,7 @@ fn pages_are_lent_or_sent_instead() {
     };
     net.nodes[0].accept(serve, owed, net.now);
     net.settle();
-    let got = |a: &Action| matches!(a, Action::Receive { keys: Some(keys), .. } if keys.len() as u32 == most + 3);
+    let got = |a: &Action| matches!(a, Action::Copy { keys, .. } if keys.len() as u32 == most + 3);
     assert_eq!(net.count(got), 1);
     assert_eq!(net.nodes[1].part_state(id, 0), Some(PartState::Mapped));
     let mapped = Sums {
