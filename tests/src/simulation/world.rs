@@ -825,6 +825,12 @@ impl World {
         }
     }
 
+    /// What was put off to the end of an earlier stop must stay in order.
+    fn stop(&mut self, pid: Pid, until: u64) {
+        let process = &mut self.processes[pid];
+        process.stopped_until = process.stopped_until.max(until);
+    }
+
     fn chaos(&mut self) -> Result<(), String> {
         let engine = self.random.below(self.engines.len());
         let pids = self.engines[engine].pids.clone();
@@ -841,7 +847,7 @@ impl World {
             2 => {
                 let until = self.now + self.random.range(50 * MS, 8000 * MS);
                 for &pid in &pids {
-                    self.processes[pid].stopped_until = until;
+                    self.stop(pid, until);
                 }
                 if self.random.chance(600) {
                     let ns = self.random.range(MS, 1000 * MS);
@@ -851,7 +857,7 @@ impl World {
             3 => {
                 let pid = pids[self.random.below(pids.len())];
                 let until = self.now + self.random.range(50 * MS, 8000 * MS);
-                self.processes[pid].stopped_until = until;
+                self.stop(pid, until);
             }
             4 => {
                 let other = self.random.below(self.engines.len());

@@ -297,7 +297,8 @@ impl Node {
 
     /// A message arrived.
     pub fn message(&mut self, link: LinkId, bytes: &[u8], now_ns: u64) {
-        self.at(now_ns);
+        // What is due comes first: nothing is taken from a link after it was silent for too long, nor after a deadline.
+        self.tick(now_ns);
         let Some(this) = self.links.get_mut(&link) else {
             return;
         };

@@ -296,7 +296,8 @@ pub enum MessageError {
     },
 }
 
-const NAMES: [&str; 19] = [
+/// Names of all messages, by their kinds from 1 on.
+pub const MESSAGES: [&str; 20] = [
     "Hello",
     "Met",
     "Want",
@@ -316,8 +317,8 @@ const NAMES: [&str; 19] = [
     "Stopped",
     "Done",
     "Push",
+    "Decline",
 ];
-const DECLINE: &str = "Decline";
 
 impl Message {
     fn kind(&self) -> u8 {
@@ -348,7 +349,7 @@ impl Message {
     /// Its name, for people.
     #[must_use]
     pub fn name(&self) -> &'static str {
-        name(self.kind()).unwrap_or(DECLINE)
+        name(self.kind()).unwrap_or_default()
     }
 
     /// The first version of the protocol that has it.
@@ -637,8 +638,7 @@ impl Message {
 
 fn name(kind: u8) -> Result<&'static str, MessageError> {
     match usize::from(kind).checked_sub(1) {
-        Some(19) => Ok(DECLINE),
-        Some(at) => NAMES.get(at).copied().ok_or(MessageError::Kind { kind }),
+        Some(at) => MESSAGES.get(at).copied().ok_or(MessageError::Kind { kind }),
         None => Err(MessageError::Kind { kind }),
     }
 }

@@ -395,7 +395,8 @@ impl Node {
         digest: u64,
         now_ns: u64,
     ) {
-        self.at(now_ns);
+        // What is due comes first: a transfer does not commit after its deadline.
+        self.tick(now_ns);
         let Some(this) = self.transfers.get_mut(&transfer) else {
             return;
         };

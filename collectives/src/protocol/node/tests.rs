@@ -382,7 +382,11 @@ fn every_use_of_a_handle_that_is_not_in_order_has_its_reason() {
     assert_eq!(reason(&mut net, &expiring), Reason::Expired);
     // Another life of the producer; the consumer does not know of it.
     let old = sealed(&|f| f.epoch = 99, &own);
-    let id = net.nodes[1].pull(pull(&old), net.now, UNIX).unwrap();
+    let patient = PullSpec {
+        within_ns: 20_000 * MS,
+        ..pull(&old)
+    };
+    let id = net.nodes[1].pull(patient, net.now, UNIX).unwrap();
     net.settle();
     net.pass(12_000);
     assert!(
