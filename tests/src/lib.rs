@@ -27,6 +27,7 @@ page! {
     Formats "formats.md"
     Plans "plans.md"
     Transfers "transfers.md"
+    Protocol "protocol.md"
     Transport "transport.md"
     Directory "directory.md"
     Metrics "metrics.md"

@@ -10,7 +10,7 @@ use std::{
 };
 
 use moai_fabric::{
-    collectives::{description, descriptor::Descriptor, limits},
+    collectives::{description, descriptor::Descriptor, limits, protocol::node},
     config::Config,
     limits as fabric, metrics,
     translate::{element::Element, layout::presets, scheme::Coding},
@@ -445,6 +445,54 @@ fn limits_are_those_of_the_code() {
             assert!(known.contains(name), "{name} is not in docs/src/limits.md");
         }
     }
+}
+
+#[test]
+fn messages_reasons_and_states_are_those_of_the_code() {
+    let page = read("docs/src/protocol.md");
+    let told = rows(section(&page, "## Reasons"));
+    let real: Vec<_> = { node::Reason::ALL.iter() }
+        .map(|&reason| {
+            let (code, text) = (reason as u8, reason.text());
+            vec![format!("{reason:?}"), code.to_string(), text.to_owned()]
+        })
+        .collect();
+    assert_eq!(told, real);
+    let told: Vec<String> = rows(section(&page, "## Messages"))
+        .into_iter()
+        .map(|cells| format!("{} {}", cells[1], cells[0]))
+        .collect();
+    let real: Vec<String> = (1..)
+        .zip(node::MESSAGES)
+        .map(|(kind, name)| format!("{kind} {name}"))
+        .collect();
+    assert_eq!(told, real);
+    let firsts = |heading| -> Vec<String> {
+        rows(section(&page, heading))
+            .into_iter()
+            .map(|mut cells| cells.remove(0))
+            .collect()
+    };
+    let named = |names: &[&dyn std::fmt::Debug]| -> Vec<String> {
+        names.iter().map(|name| format!("{name:?}")).collect()
+    };
+    use node::{LinkState as Link, PartState as Part, ServeState as Serve};
+    let links = [&Link::Greeting, &Link::Describing, &Link::Agreeing, &Link::Ready, &Link::Lost];
+    assert_eq!(firsts("## Links"), named(&links.map(|state| state as &dyn std::fmt::Debug)));
+    let parts: [&dyn std::fmt::Debug; 11] = [
+        &Part::Waiting,
+        &Part::Asked,
+        &Part::Receiving,
+        &Part::Mapped,
+        &Part::Complete,
+        &Part::Stopping,
+        &Serve::Parked,
+        &Serve::Asked,
+        &Serve::Serving,
+        &Serve::Sent,
+        &Serve::Stopping,
+    ];
+    assert_eq!(firsts("## Transfers"), named(&parts));
 }
 
 #[test]
