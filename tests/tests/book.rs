@@ -340,7 +340,10 @@ fn limits_are_those_of_the_code() {
         ("MAX_ENGINES", limits::MAX_ENGINES as u64),
         ("MAX_LINKS", limits::MAX_LINKS as u64),
         ("MAX_DESCRIPTOR_BYTES", limits::MAX_DESCRIPTOR_BYTES as u64),
-        ("DESCRIPTOR_PART_BYTES", limits::DESCRIPTOR_PART_BYTES as u64),
+        (
+            "DESCRIPTOR_PART_BYTES",
+            limits::DESCRIPTOR_PART_BYTES as u64,
+        ),
         ("MAX_DESCRIBING", limits::MAX_DESCRIBING as u64),
         ("MAX_SERVES_PER_LINK", limits::MAX_SERVES_PER_LINK as u64),
         ("MAX_OFFERS", limits::MAX_OFFERS as u64),
@@ -477,8 +480,17 @@ fn messages_reasons_and_states_are_those_of_the_code() {
         names.iter().map(|name| format!("{name:?}")).collect()
     };
     use node::{LinkState as Link, PartState as Part, ServeState as Serve};
-    let links = [&Link::Greeting, &Link::Describing, &Link::Agreeing, &Link::Ready, &Link::Lost];
-    assert_eq!(firsts("## Links"), named(&links.map(|state| state as &dyn std::fmt::Debug)));
+    let links = [
+        &Link::Greeting,
+        &Link::Describing,
+        &Link::Agreeing,
+        &Link::Ready,
+        &Link::Lost,
+    ];
+    assert_eq!(
+        firsts("## Links"),
+        named(&links.map(|state| state as &dyn std::fmt::Debug))
+    );
     let parts: [&dyn std::fmt::Debug; 11] = [
         &Part::Waiting,
         &Part::Asked,

@@ -74,7 +74,9 @@ use sha2::{Digest as _, Sha256};
 pub use action::{Action, Counters, Dirty, Failure, Outcome, Served};
 pub use config::{Admission, Config, Faults, capability};
 pub use link::LinkState;
-pub use message::{DigestMode, Hello, LentKey, MESSAGES, Message, MessageError, NEWEST, OLDEST, Pull};
+pub use message::{
+    DigestMode, Hello, LentKey, MESSAGES, Message, MessageError, NEWEST, OLDEST, Pull,
+};
 pub use offer::OfferSpec;
 pub use pull::{Chunk, Expected, PartState, PullSpec, Step};
 pub use push::GrantSpec;
