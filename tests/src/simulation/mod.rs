@@ -41,6 +41,7 @@ pub struct Options {
 
 /// How large a world is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums, reason = "tests choose one")]
 pub enum Size {
     /// A few engines of up to four ranks, drawn from the seed, and dozens of requests.
     Small,

@@ -24,6 +24,9 @@ pub(super) const MS: u64 = 1_000_000;
 /// Milliseconds since 1970 at the start of every world.
 const UNIX_MS: u64 = 1_790_000_000_000;
 
+/// Nodes of an engine, and the ranks that each holds.
+type Nodes = Vec<(u32, Vec<u32>)>;
+
 /// One process of one life of an engine.
 pub(super) type Pid = usize;
 
@@ -354,7 +357,7 @@ impl World {
             &moai_collectives::digest::mix(self.seed ^ engine as u64).to_le_bytes(),
         );
         // A node knows all engines of the other side; both sides may dial.
-        let others: Vec<(String, Vec<(u32, Vec<u32>)>)> = { &self.engines }
+        let others: Vec<(String, Nodes)> = { &self.engines }
             .iter()
             .filter(|other| other.produces != produces && (!produces || self.size == Size::Small))
             .map(|other| {
