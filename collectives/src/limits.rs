@@ -25,7 +25,7 @@ pub const MAX_CP: u32 = 256;
 /// [`CHUNK_BYTES`].
 pub const MAX_CHUNKS: u64 = 1 << 20;
 /// Steps × layers of a pair that a request moves: each has a sum of digests, and one message carries those of a pair.
-pub const MAX_PARTS: usize = 65_536;
+pub const MAX_STEP_LAYERS: usize = 65_536;
 /// Obstacles that a refusal lists; of more, it says how many.
 pub const MAX_OBSTACLES: usize = 256;
 /// Tokens of a request, and slots of a page: indices stay in `u32` with room for sums.

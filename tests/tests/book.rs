@@ -328,7 +328,7 @@ fn limits_are_those_of_the_code() {
         ("MAX_OWNED", limits::MAX_OWNED),
         ("MAX_CP", u64::from(limits::MAX_CP)),
         ("MAX_CHUNKS", limits::MAX_CHUNKS),
-        ("MAX_PARTS", limits::MAX_PARTS as u64),
+        ("MAX_STEP_LAYERS", limits::MAX_STEP_LAYERS as u64),
         ("MAX_OBSTACLES", limits::MAX_OBSTACLES as u64),
         ("MAX_TOKENS", u64::from(limits::MAX_TOKENS)),
         ("MAX_DESCRIPTION_BYTES", limits::MAX_DESCRIPTION_BYTES),

@@ -202,14 +202,14 @@ impl Requested {
                 "move a request this long in parts",
             );
         }
-        if parts > limits::MAX_PARTS {
+        if parts > limits::MAX_STEP_LAYERS {
             obstacles.add(
                 "request.layers",
                 format!(
                     "{} make {parts} sums of digests between two ranks",
                     self.consumer.layers
                 ),
-                format!("{} at most", limits::MAX_PARTS),
+                format!("{} at most", limits::MAX_STEP_LAYERS),
                 "move the layers in parts",
             );
         }
