@@ -32,6 +32,8 @@ pub(super) type Pid = usize;
 
 #[derive(Debug)]
 pub(super) enum Event {
+    /// A process that was stopped goes on.
+    Resume(Pid),
     Wake(Pid),
     Dialled {
         pid: Pid,
@@ -159,6 +161,8 @@ pub(super) struct Process {
     pub(super) alive: bool,
     /// Stopped until then.
     stopped_until: u64,
+    /// What came meanwhile.
+    held: Vec<Event>,
     clock_offset: u64,
     clock_ppm: u64,
     wake_at: u64,
@@ -390,6 +394,7 @@ impl World {
                 machine,
                 alive: true,
                 stopped_until: 0,
+                held: Vec::new(),
                 clock_offset: self.random.range(0, 1_000_000 * MS),
                 clock_ppm: self.random.range(0, 400),
                 wake_at: u64::MAX,
@@ -519,13 +524,28 @@ impl World {
                 }
                 return Ok(());
             }
-            if process.stopped_until > self.now {
-                let until = process.stopped_until;
-                self.at(until, event);
+            // What was put off stays in order, however often a stop is prolonged.
+            if process.stopped_until > self.now || !process.held.is_empty() {
+                let until = process.stopped_until.max(self.now);
+                if process.held.is_empty() {
+                    self.at(until, Event::Resume(pid));
+                }
+                self.processes[pid].held.push(event);
                 return Ok(());
             }
         }
         match event {
+            Event::Resume(pid) => {
+                let until = self.processes[pid].stopped_until;
+                if until > self.now {
+                    self.at(until, Event::Resume(pid));
+                    return Ok(());
+                }
+                for event in std::mem::take(&mut self.processes[pid].held) {
+                    self.happen(event)?;
+                }
+                Ok(())
+            }
             Event::Wake(pid) => {
                 let clock = self.clock(pid);
                 let process = &mut self.processes[pid];
@@ -828,7 +848,7 @@ impl World {
         }
     }
 
-    /// What was put off to the end of an earlier stop must stay in order.
+    /// A stop is prolonged, never cut short.
     fn stop(&mut self, pid: Pid, until: u64) {
         let process = &mut self.processes[pid];
         process.stopped_until = process.stopped_until.max(until);
