@@ -1,6 +1,6 @@
 //! Cache descriptors: one side, fully described and checked.
 //!
-//! A [`Descriptor`] is a [`Description`](crate::description::Description) behind the door: every
+//! A [`Descriptor`] is a [`Description`] behind the door: every
 //! interval lies in its range, every layout has an address for every row, no two components overlap. Nothing after it
 //! checks these again. It is as long as the engine's ranks, layers and components ask for, however many pages there are.
 
