@@ -72,5 +72,9 @@ pub const MAX_RETIRED_EPOCHS: usize = 64;
 pub const MAX_KEYS_PER_MESSAGE: usize = 7000;
 /// Digests in one message; as for keys.
 pub const MAX_SUMS_PER_MESSAGE: usize = 65_000;
+/// Pages in one message; as for keys.
+pub const MAX_PAGES_PER_MESSAGE: usize = 130_000;
+/// Pages that a producer lists of a part whose pages are mapped. As many tokens in pages of one slot are the longest context.
+pub const MAX_LENT_PAGES: u64 = 1 << 24;
 /// Longest time that a pull may ask to be served for, in milliseconds: an hour. A lease is extended for it.
 pub const MAX_PULL_MS: u32 = 3_600_000;

@@ -216,6 +216,7 @@ impl World {
                     chunks: chunks.collect(),
                     steps: Arc::clone(&steps),
                     map: false,
+                    pages: 0,
                 });
                 runs.push(PartRun {
                     heads: range,

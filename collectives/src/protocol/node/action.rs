@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use super::{
     LinkId, Reason, ServeId, TransferId,
-    message::{LentKey, Message, Pull},
+    message::{LentKey, Message, Pull, Trace},
 };
 use crate::protocol::handle::Handle;
 
@@ -324,8 +324,19 @@ pub enum Action {
         part: u32,
         /// The link.
         link: LinkId,
-        /// The keys of the producer rank's pages.
+        /// The keys of the producer rank's regions.
         keys: Arc<[LentKey]>,
+        /// The pages in which the request lies: the lists of all groups, one after another.
+        pages: Arc<[u32]>,
+    },
+    /// Consumer: the producer's side of a part belongs to a trace.
+    Traced {
+        /// The transfer.
+        transfer: TransferId,
+        /// Its part.
+        part: u32,
+        /// The trace.
+        trace: Trace,
     },
     /// Consumer: the producer has written the first tokens of a layer; if its pages are lent, they may be copied.
     Written {

@@ -1137,6 +1137,17 @@ impl Node {
             Message::Stopped { transfer, part } => {
                 self.part_stopped(link, (TransferId(transfer), part))
             }
+            Message::Pages {
+                transfer,
+                part,
+                left,
+                pages,
+            } => self.pages_listed(link, (TransferId(transfer), part), left, pages),
+            Message::Traced {
+                transfer,
+                part,
+                trace,
+            } => self.part_traced(link, (TransferId(transfer), part), trace),
             message => self.broke(link, format!("{} on a link that is ready", message.name())),
         }
     }

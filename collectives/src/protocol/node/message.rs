@@ -7,7 +7,8 @@ use super::Reason;
 use crate::{
     limits::{
         DESCRIPTOR_PART_BYTES, MAX_DESCRIPTOR_BYTES, MAX_ENGINE_NAME, MAX_HANDLE_BYTES,
-        MAX_KEYS_PER_MESSAGE, MAX_NODE_RANKS, MAX_SUMS_PER_MESSAGE, MAX_TEXT_BYTES,
+        MAX_KEYS_PER_MESSAGE, MAX_NODE_RANKS, MAX_PAGES_PER_MESSAGE, MAX_SUMS_PER_MESSAGE,
+        MAX_TEXT_BYTES,
     },
     protocol::handle::check_engine_name,
 };
@@ -15,7 +16,8 @@ use crate::{
 /// The newest version of the protocol that this build speaks.
 pub const NEWEST: u16 = 4;
 
-/// The oldest one. Version 3 lacks [`Message::Ready`]: its consumers learn of a layer by its chunks alone.
+/// The oldest one. Version 3 lacks [`Message::Ready`], its consumers learn of a layer by its chunks alone; and
+/// [`Message::Pages`], so that nothing is mapped.
 pub const OLDEST: u16 = 3;
 
 /// First bytes of a Hello, the same in all versions.
@@ -30,6 +32,7 @@ const _: () = {
     let most = moai_transport::limits::MAX_MESSAGE_BYTES as usize / 2 + 1024;
     assert!(MAX_KEYS_PER_MESSAGE * LENT_KEY_BYTES < most);
     assert!(MAX_SUMS_PER_MESSAGE * 8 < most);
+    assert!(MAX_PAGES_PER_MESSAGE * 4 < most);
     assert!(DESCRIPTOR_PART_BYTES < most);
 };
 
@@ -108,6 +111,18 @@ pub enum DigestMode {
     Full,
 }
 
+/// Where a request stands among the spans of a distributed trace: the numbers of a W3C `traceparent`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "what the standard says of it")]
+pub struct Trace {
+    /// The trace.
+    pub id: [u8; 16],
+    /// The producer's span.
+    pub span: [u8; 8],
+    /// Flags; bit 0 says that the trace is sampled.
+    pub flags: u8,
+}
+
 /// What two nodes say to each other besides payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -176,6 +191,27 @@ pub enum Message {
         left: u32,
         /// Some of them, [`MAX_KEYS_PER_MESSAGE`] at most.
         keys: Vec<LentKey>,
+    },
+    /// Producer: in these pages of a rank the request lies, for whoever maps them: the lists of its groups, one after
+    /// another. Before Accept. Since version 4.
+    Pages {
+        /// Transfer.
+        transfer: u64,
+        /// Its part.
+        part: u32,
+        /// Pages that follow in further messages.
+        left: u32,
+        /// Some of them, [`MAX_PAGES_PER_MESSAGE`] at most.
+        pages: Vec<u32>,
+    },
+    /// Producer: the request belongs to a trace. Before Accept. Since version 4.
+    Traced {
+        /// Transfer.
+        transfer: u64,
+        /// Its part.
+        part: u32,
+        /// The trace.
+        trace: Trace,
     },
     /// Consumer: the pages cannot be mapped, send them.
     Unmapped {
@@ -297,7 +333,7 @@ pub enum MessageError {
 }
 
 /// Names of all messages, by their kinds from 1 on.
-pub const MESSAGES: [&str; 20] = [
+pub const MESSAGES: [&str; 22] = [
     "Hello",
     "Met",
     "Want",
@@ -318,6 +354,8 @@ pub const MESSAGES: [&str; 20] = [
     "Done",
     "Push",
     "Decline",
+    "Pages",
+    "Traced",
 ];
 
 impl Message {
@@ -343,6 +381,8 @@ impl Message {
             Self::Done { .. } => 18,
             Self::Push { .. } => 19,
             Self::Decline { .. } => 20,
+            Self::Pages { .. } => 21,
+            Self::Traced { .. } => 22,
         }
     }
 
@@ -356,7 +396,7 @@ impl Message {
     #[must_use]
     pub const fn since(&self) -> u16 {
         match self {
-            Self::Ready { .. } => 4,
+            Self::Ready { .. } | Self::Pages { .. } | Self::Traced { .. } => 4,
             _ => 3,
         }
     }
@@ -476,6 +516,26 @@ impl Message {
                 out.0.push(u8::from(*mapped));
                 out.u32(*first);
                 sums.iter().for_each(|&sum| out.u64(sum));
+            }
+            Self::Pages {
+                transfer,
+                part,
+                left,
+                pages,
+            } => {
+                out.at(*transfer, *part);
+                out.u32(*left);
+                pages.iter().for_each(|&page| out.u32(page));
+            }
+            Self::Traced {
+                transfer,
+                part,
+                trace,
+            } => {
+                out.at(*transfer, *part);
+                out.0.extend(trace.id);
+                out.0.extend(trace.span);
+                out.0.push(trace.flags);
             }
             Self::Stopped { transfer, part } => out.at(*transfer, *part),
             Self::Done {
@@ -625,10 +685,25 @@ impl Message {
                     offer: f.bytes(1, MAX_HANDLE_BYTES)?,
                 }
             }
-            _ => Self::Decline {
+            20 => Self::Decline {
                 offer: f.u64()?,
                 reason: f.reason()?,
                 why: f.text()?,
+            },
+            21 => Self::Pages {
+                transfer: f.u64()?,
+                part: f.u32()?,
+                left: f.u32()?,
+                pages: f.pages()?,
+            },
+            _ => Self::Traced {
+                transfer: f.u64()?,
+                part: f.u32()?,
+                trace: Trace {
+                    id: f.take()?,
+                    span: f.take()?,
+                    flags: f.take::<1>()?[0],
+                },
             },
         };
         f.end()?;
@@ -806,6 +881,14 @@ impl<'a> Fields<'a> {
         Ok(sums.iter().map(|sum| u64::from_le_bytes(*sum)).collect())
     }
 
+    fn pages(&mut self) -> Result<Vec<u32>, MessageError> {
+        let (pages, odd) = std::mem::take(&mut self.rest).as_chunks::<4>();
+        if !odd.is_empty() || pages.len() > MAX_PAGES_PER_MESSAGE {
+            return Err(self.length(format!("up to {MAX_PAGES_PER_MESSAGE} pages of 4 bytes")));
+        }
+        Ok(pages.iter().map(|page| u32::from_le_bytes(*page)).collect())
+    }
+
     fn keys(&mut self) -> Result<Vec<LentKey>, MessageError> {
         let (keys, odd) = std::mem::take(&mut self.rest).as_chunks::<LENT_KEY_BYTES>();
         if !odd.is_empty() || keys.len() > MAX_KEYS_PER_MESSAGE {
@@ -954,6 +1037,21 @@ pub(super) mod tests {
                 reason,
                 why,
             },
+            Message::Pages {
+                transfer,
+                part,
+                left: 1,
+                pages: vec![5, 6],
+            },
+            Message::Traced {
+                transfer,
+                part,
+                trace: Trace {
+                    id: [1; 16],
+                    span: [2; 8],
+                    flags: 1,
+                },
+            },
         ]
     }
 
@@ -970,17 +1068,7 @@ pub(super) mod tests {
             assert!(!names.contains(&message.name()));
             names.push(message.name());
         }
-        assert_eq!(
-            names.len(),
-            usize::from(
-                Message::Decline {
-                    offer: 0,
-                    reason: Reason::Busy,
-                    why: String::new()
-                }
-                .kind()
-            )
-        );
+        assert_eq!(names.len(), MESSAGES.len());
     }
 
     #[test]

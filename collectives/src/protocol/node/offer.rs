@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{ALL_LAYERS, Action, Node, Reason, ServeId, timers::Timer};
+use super::{ALL_LAYERS, Action, Node, Reason, ServeId, Trace, timers::Timer};
 use crate::{
     limits::{MAX_LAYERS, MAX_OFFERS},
     protocol::handle::{Handle, HandleFields, HandleKind},
@@ -43,6 +43,8 @@ pub(super) struct Offer {
     pub(super) live: BTreeMap<(u32, u32), ServeId>,
     pub(super) ending: Option<Reason>,
     quarantined: bool,
+    /// The trace that it belongs to.
+    pub(super) trace: Option<Trace>,
     /// Handle of the grant that it is pushed into.
     pub(super) push: Option<Handle>,
 }
@@ -96,6 +98,7 @@ impl Node {
             live: BTreeMap::new(),
             ending: None,
             quarantined: false,
+            trace: None,
             push: None,
         };
         self.offers.insert(number, offer);
@@ -138,6 +141,13 @@ impl Node {
         let live: Vec<ServeId> = this.live.values().copied().collect();
         for serve in live {
             self.tell_ready(serve, layer, tokens);
+        }
+    }
+
+    /// Names the trace that an offer belongs to; consumers are told.
+    pub fn trace(&mut self, offer: u64, trace: Trace) {
+        if let Some(offer) = self.offers.get_mut(&offer) {
+            offer.trace = Some(trace);
         }
     }
 

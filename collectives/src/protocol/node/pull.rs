@@ -8,11 +8,11 @@ use std::{
 use super::{
     Action, Dirty, Failure, LentKey, LinkId, Node, Outcome, Reason, TransferId,
     link::{Cause, LinkState},
-    message::{DigestMode, Message, Pull},
+    message::{DigestMode, Message, Pull, Trace},
     timers::Timer,
 };
 use crate::{
-    limits::{MAX_CHUNKS, MAX_PARTS, MAX_PULL_MS, MAX_PULLS, MAX_REGIONS},
+    limits::{MAX_CHUNKS, MAX_LENT_PAGES, MAX_PARTS, MAX_PULL_MS, MAX_PULLS, MAX_REGIONS},
     protocol::handle::{Handle, HandleKind},
 };
 
@@ -50,6 +50,8 @@ pub struct Expected {
     pub steps: Arc<[Step]>,
     /// Whether to ask for keys, to map the producer's pages.
     pub map: bool,
+    /// Pages in which the producer rank has the request, in all groups: what it must list for them to be mapped.
+    pub pages: u32,
 }
 
 /// What is pulled.
@@ -114,6 +116,8 @@ struct Part {
     missing: Vec<u32>,
     sums: Vec<u64>,
     told: Vec<Option<u64>>,
+    /// Pages of the producer, as they are listed.
+    pages: Vec<u32>,
     /// Steps that are not complete.
     left: u32,
     /// The producer never served it.
@@ -220,6 +224,7 @@ impl Node {
                 missing,
                 sums: vec![0; steps],
                 told: vec![None; steps],
+                pages: Vec::new(),
                 left: steps as u32,
                 refused: false,
                 stopped: false,
@@ -301,6 +306,12 @@ impl Node {
         let mut chunks = 0;
         for part in &spec.parts {
             chunks += part.chunks.len() as u64;
+            if part.map && u64::from(part.pages) > MAX_LENT_PAGES {
+                let (pages, rank) = (part.pages, part.source);
+                return local(format!(
+                    "{pages} pages of rank {rank} to be mapped; {MAX_LENT_PAGES} at most"
+                ));
+            }
             if self.peers[peer].node_of(part.source).is_none() {
                 let why = format!("no node of engine {} is known to hold it", said.engine);
                 return Err(Failure::NoPath {
@@ -600,14 +611,19 @@ impl Node {
             PartState::Receiving
         };
         let complete = of.left == 0;
+        let (pages, wanted) = (std::mem::take(&mut of.pages), of.expected.pages);
         let keys = self
             .links
             .get(&link)
             .and_then(|link| link.keys.get(&rank)?.whole.clone());
-        if mapped && keys.is_none() {
+        if mapped && (keys.is_none() || pages.len() as u64 != u64::from(wanted)) {
+            let listed = pages.len();
             return self.broke(
                 link,
-                format!("lends the pages of rank {rank} without their keys"),
+                format!(
+                    "lends rank {rank} and lists {listed} pages of {wanted}, keys given: {}",
+                    keys.is_some()
+                ),
             );
         }
         if let Some(keys) = keys.filter(|_| mapped) {
@@ -617,6 +633,7 @@ impl Node {
                 part,
                 link,
                 keys,
+                pages: pages.into(),
             });
         }
         if complete {
@@ -684,6 +701,43 @@ impl Node {
         here.left = Some(left);
         if left == 0 {
             here.whole = Some(std::mem::take(&mut here.keys).into());
+        }
+    }
+
+    pub(super) fn pages_listed(
+        &mut self,
+        link: LinkId,
+        at: (TransferId, u32),
+        left: u32,
+        pages: Vec<u32>,
+    ) {
+        let Some(of) = self.part_on(link, at, "Pages") else {
+            return;
+        };
+        match of.state {
+            PartState::Asked if of.expected.map => {}
+            PartState::Stopping => return self.counters.late += 1,
+            state => return self.broke(link, format!("Pages while {state:?}, or not asked for")),
+        }
+        let (wanted, listed) = (of.expected.pages, of.pages.len() + pages.len());
+        if listed as u64 + u64::from(left) != u64::from(wanted) || (pages.is_empty() && left > 0) {
+            let what = format!("lists {listed} pages and {left} to come; the request has {wanted}");
+            return self.broke(link, what);
+        }
+        of.pages.extend(pages);
+    }
+
+    pub(super) fn part_traced(&mut self, link: LinkId, at: (TransferId, u32), trace: Trace) {
+        let Some(of) = self.part_on(link, at, "Traced") else {
+            return;
+        };
+        if of.state == PartState::Asked {
+            let (transfer, part) = at;
+            self.actions.push_back(Action::Traced {
+                transfer,
+                part,
+                trace,
+            });
         }
     }
 

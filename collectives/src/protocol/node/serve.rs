@@ -7,7 +7,7 @@ use super::{
     timers::Timer,
 };
 use crate::{
-    limits::{MAX_PULL_MS, MAX_SERVES_PER_LINK, MAX_SUMS_PER_MESSAGE},
+    limits::{MAX_PAGES_PER_MESSAGE, MAX_PULL_MS, MAX_SERVES_PER_LINK, MAX_SUMS_PER_MESSAGE},
     protocol::handle::{Handle, HandleKind},
 };
 
@@ -120,6 +120,31 @@ impl Node {
         }
     }
 
+    /// The pages in which the request of a part lies, of all groups one after another, for whoever maps them. Before
+    /// [`accept`](Self::accept).
+    pub fn list(&mut self, serve: ServeId, pages: &[u32]) {
+        let Some(this) = self.serves.get(&serve) else {
+            return;
+        };
+        if this.state != ServeState::Asked {
+            return;
+        }
+        let (link, (transfer, part)) = (this.link, this.key);
+        let mut left = pages.len();
+        for pages in pages.chunks(MAX_PAGES_PER_MESSAGE) {
+            left -= pages.len();
+            self.send(
+                link,
+                Message::Pages {
+                    transfer,
+                    part,
+                    left: left as u32,
+                    pages: pages.to_vec(),
+                },
+            );
+        }
+    }
+
     /// Whether [`lend`](Self::lend) was called for a link and rank.
     #[must_use]
     pub fn has_lent(&self, link: LinkId, rank: u32) -> bool {
@@ -152,6 +177,16 @@ impl Node {
             mapped,
             ..
         } = owed;
+        if let Some(trace) = self.offers.get(&number).and_then(|offer| offer.trace) {
+            self.send(
+                link,
+                Message::Traced {
+                    transfer,
+                    part,
+                    trace,
+                },
+            );
+        }
         self.send(
             link,
             Message::Accept {
@@ -445,11 +480,10 @@ impl Node {
             offer.taker = Some(peer);
             offer.live.insert((pull.source, pull.target), serve);
         }
-        // Whoever maps must hear what is written.
-        let told = self
-            .links
+        // Whoever maps must hear what is written, and where.
+        let told = { &self.links }
             .get(&link)
-            .is_some_and(|link| link.version >= 4 || !pull.by_layer);
+            .is_some_and(|link| link.version >= 4);
         pull.map &= told;
         let engine = std::sync::Arc::clone(&self.peers[peer].name);
         self.actions.push_back(Action::Serve {

@@ -298,6 +298,7 @@ fn pull(handle: &Handle) -> PullSpec {
             chunks: [chunk(100, 0), chunk(100, 0), chunk(50, 1)].into(),
             steps: [step(7), step(8)].into(),
             map: false,
+            pages: 0,
         }],
         within_ns: 10_000 * MS,
         held: 0,
@@ -877,7 +878,8 @@ fn pages_are_lent_or_sent_instead() {
     let mut net = Net::pair();
     let handle = net.offer(1);
     let mut spec = pull(&handle);
-    spec.parts[0].map = true;
+    let pages: Vec<u32> = (0..crate::limits::MAX_PAGES_PER_MESSAGE as u32 + 2).collect();
+    (spec.parts[0].map, spec.parts[0].pages) = (true, pages.len() as u32);
     let id = net.nodes[1].pull(spec.clone(), net.now, UNIX).unwrap();
     net.settle();
     let serve = net.served();
@@ -893,10 +895,24 @@ fn pages_are_lent_or_sent_instead() {
         parts: 1,
         mapped: true,
     };
+    net.nodes[0].list(serve, &pages);
+    let trace = Trace {
+        id: [1; 16],
+        span: [2; 8],
+        flags: 1,
+    };
+    net.nodes[0].trace(1, trace);
     net.nodes[0].accept(serve, owed, net.now);
     net.settle();
-    let got = |a: &Action| matches!(a, Action::Copy { keys, .. } if keys.len() as u32 == most + 3);
+    let got = |a: &Action| {
+        matches!(a, Action::Copy { keys, pages: listed, .. }
+            if keys.len() as u32 == most + 3 && listed[..] == pages)
+    };
     assert_eq!(net.count(got), 1);
+    assert_eq!(
+        net.count(|a| matches!(a, Action::Traced { trace: told, .. } if *told == trace)),
+        1
+    );
     assert_eq!(net.nodes[1].part_state(id, 0), Some(PartState::Mapped));
     let mapped = Sums {
         mapped: true,
@@ -1074,4 +1090,34 @@ fn numbers_are_used_once_and_limits_are_limits() {
     wrong.loss_ns = wrong.heartbeat_ns;
     assert!(Node::new(wrong).is_err());
     assert!(Node::new(Config::new("a b", 0, vec![], 0, key("x"))).is_err());
+}
+
+#[test]
+fn other_pages_than_the_request_has_are_not_mapped() {
+    for (listed, keys) in [(2, true), (4, true), (0, true), (3, false)] {
+        let mut net = Net::pair();
+        let handle = net.offer(1);
+        let mut spec = pull(&handle);
+        (spec.parts[0].map, spec.parts[0].pages) = (true, 3);
+        let id = net.nodes[1].pull(spec, net.now, UNIX).unwrap();
+        net.settle();
+        let serve = net.served();
+        let (link, _) = net.nodes[0].ready_link("c", 0).unwrap();
+        if keys {
+            net.nodes[0].lend(link, 0, &[(0, [1; _])]);
+        }
+        net.nodes[0].list(serve, &vec![5; listed]);
+        let owed = Owed {
+            chunks: 3,
+            bytes: 250,
+            steps: 2,
+            parts: 1,
+            mapped: true,
+        };
+        net.nodes[0].accept(serve, owed, net.now);
+        net.settle();
+        assert_eq!(net.count(|a| matches!(a, Action::Copy { .. })), 0);
+        net.quiet(id);
+        assert!(matches!(net.failure(id), Failure::Protocol { rank: 0, .. }));
+    }
 }
