@@ -428,6 +428,21 @@ impl Request {
         of(rank) == of(rank - 1)
     }
 
+    /// How many pages a rank of a side has of a group, for the tokens of the request.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such rank or group.
+    #[must_use]
+    pub fn pages_needed(&self, side: &Descriptor, rank: u32, group: usize) -> u64 {
+        if !side.holds_layers_of(group, rank as usize) {
+            return 0;
+        }
+        let (shard, start) = (&side.ranks[rank as usize], side.first(group, self.tokens));
+        let held = side.deal(group).count(shard.cp, start, self.tokens);
+        held.div_ceil(u64::from(side.groups[group].page_slots))
+    }
+
     fn check_pages(
         &self,
         side: &Descriptor,
@@ -448,11 +463,7 @@ impl Request {
         // Only counted: a list of runs would be as long as the page list should be, which is not known yet.
         let held_from = |token: u32| side.deal(group).count(shard.cp, token, self.tokens);
         let held = held_from(start);
-        let needed = if owns {
-            held.div_ceil(u64::from(slots))
-        } else {
-            0
-        };
+        let needed = self.pages_needed(side, rank, group);
         let listed = pages.len() as u64;
         if listed != needed && (owns || listed != 0) {
             let how = how(side, shard.cp);

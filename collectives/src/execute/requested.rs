@@ -102,6 +102,33 @@ impl Requested {
         Ok(this)
     }
 
+    /// The same, with the pages of one of the producer's ranks as that rank has listed them: of all groups, one after
+    /// another.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`], if they are not what its side has for the request.
+    pub fn lent(&self, rank: u32, mut pages: &[u32]) -> Result<Self, RequestError> {
+        let mut this = self.clone();
+        let side = &this.agreed.producer;
+        for group in 0..side.groups.len() {
+            let needed = this.producer.pages_needed(side, rank, group) as usize;
+            let (own, rest) = pages.split_at(needed.min(pages.len()));
+            pages = rest;
+            this.producer.give(rank..rank + 1, group, own)?;
+        }
+        this.producer.check(side, Role::Producer, rank..rank + 1)?;
+        Ok(this)
+    }
+
+    /// How many pages the producer's rank has of the request, in all groups.
+    #[must_use]
+    pub fn lent_pages(&self, rank: u32) -> u64 {
+        let side = &self.agreed.producer;
+        let needed = |group| self.producer.pages_needed(side, rank, group);
+        (0..side.groups.len()).map(needed).sum()
+    }
+
     /// Negotiates for one request: two descriptions with what is to be moved between them.
     ///
     /// # Errors

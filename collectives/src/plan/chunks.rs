@@ -4,6 +4,8 @@
 //! and within a run along a grid over the consumer's tokens. So the size of the grid and the number of chunks in each
 //! run say all of it, and any chunk is found from its position: nothing is kept for each page, chunk or layer.
 
+use std::ops::Range;
+
 use moai_translate::program::Progression;
 
 use super::{Pair, Step};
@@ -217,6 +219,21 @@ impl Chunks {
         let series = &self.series[this.series as usize];
         let tokens = self.meetings[series.meeting as usize].tokens;
         (&self.layers[this.layers as usize..end], tokens)
+    }
+
+    /// What one of the sums is of: the step, the layer as an index into the step's, and its chunks.
+    ///
+    /// # Panics
+    ///
+    /// If there are not so many [`parts`](Self::parts).
+    #[must_use]
+    pub fn part(&self, part: usize) -> (usize, u32, Range<usize>) {
+        let at = { &self.steps }.partition_point(|step| step.layers as usize <= part) - 1;
+        let step = &self.steps[at];
+        let chunks = self.series[step.series as usize].chunks;
+        let first = step.first + (part as u64 - u64::from(step.layers)) * chunks;
+        let range = first as usize..(first + chunks) as usize;
+        (at, self.layers[part], range)
     }
 
     /// One of them, if there are so many. Costs the same for any.

@@ -307,6 +307,13 @@ pub enum Action {
         /// The offer's handle.
         handle: Handle,
     },
+    /// Consumer: the engine that a transfer seeks is there. Answer with `planned`.
+    Plan {
+        /// The transfer.
+        transfer: TransferId,
+        /// A link to it.
+        link: LinkId,
+    },
     /// Consumer: a part is pulled; its chunks may arrive from now on, even before the producer's answer.
     Receive {
         /// The transfer.

@@ -174,6 +174,15 @@ impl Peer {
     pub(super) fn node_of(&self, rank: u32) -> Option<u32> {
         self.rank_at.get(&rank).copied()
     }
+
+    /// A rank and the node that holds it; of a node with a link, if there is one.
+    pub(super) fn some_rank(&self) -> Option<(u32, u32)> {
+        let linked = |(_, node): &(&u32, &u32)| {
+            { self.nodes.get(*node) }.is_some_and(|node| node.link.is_some())
+        };
+        let some = { self.rank_at.iter().find(linked) }.or_else(|| self.rank_at.first_key_value());
+        some.map(|(&rank, &node)| (rank, node))
+    }
 }
 
 /// A descriptor of another engine.
@@ -269,6 +278,23 @@ impl Node {
         self.pause_then_dial(peer, node);
     }
 
+    /// No transport that may be used leads to a node: whatever waits for it fails at once.
+    pub fn no_path(&mut self, engine: &str, node: u32, why: &str, now_ns: u64) {
+        self.at(now_ns);
+        let Some(&peer) = self.by_name.get(engine) else {
+            return;
+        };
+        let Some(entry) = self.peers[peer].nodes.get_mut(&node) else {
+            return;
+        };
+        entry.dialling = false;
+        entry.attempts = u32::MAX;
+        for (transfer, part) in std::mem::take(&mut entry.waiting) {
+            self.part_without_path(transfer, part, why);
+        }
+        self.pause_then_dial(peer, node);
+    }
+
     /// A link is closed, by either side: nothing that came by it can touch memory any more.
     pub fn closed(&mut self, link: LinkId, why: &str, now_ns: u64) {
         self.at(now_ns);
@@ -358,6 +384,13 @@ impl Node {
     #[must_use]
     pub fn link_state(&self, link: LinkId) -> Option<LinkState> {
         self.links.get(&link).map(|link| link.state)
+    }
+
+    /// SHA-256 of the descriptor of the engine at the other end of a link, once it is known.
+    #[must_use]
+    pub fn descriptor_of(&self, link: LinkId) -> Option<[u8; 32]> {
+        let hello = self.links.get(&link)?.hello.as_ref()?;
+        Some(hello.descriptor)
     }
 
     /// The version that is spoken on a link.

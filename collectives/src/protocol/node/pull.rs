@@ -158,6 +158,8 @@ pub(super) struct Transfer {
     peer: usize,
     started_ns: u64,
     deadline_ns: u64,
+    /// Its parts are not known before its engine is: there is one without chunks, which waits for any node of it.
+    seeks: bool,
     parts: Vec<Part>,
     /// Parts that are not complete.
     left: usize,
@@ -176,6 +178,41 @@ struct Ending {
 impl Transfer {
     pub(super) fn parts(&self) -> usize {
         self.parts.len()
+    }
+
+    /// Makes its parts, which wait for the nodes that hold their ranks.
+    fn plan(&mut self, node_of: impl Fn(u32) -> Option<u32>) {
+        self.parts.clear();
+        self.layers.clear();
+        for expected in &self.spec.parts {
+            let steps = expected.steps.len();
+            let mut missing = vec![0; steps];
+            for chunk in &*expected.chunks {
+                missing[chunk.step as usize] += 1;
+            }
+            if self.spec.by_layer {
+                for step in &*expected.steps {
+                    *self.layers.entry(step.layer).or_insert(0) += 1;
+                }
+            }
+            self.parts.push(Part {
+                state: PartState::Waiting,
+                link: None,
+                node: node_of(expected.source).unwrap_or_default(),
+                chunks: vec![Arrival::Awaited; expected.chunks.len()],
+                missing,
+                sums: vec![0; steps],
+                told: vec![None; steps],
+                pages: Vec::new(),
+                left: steps as u32,
+                refused: false,
+                stopped: false,
+                gone: false,
+                quiet: false,
+                expected: expected.clone(),
+            });
+        }
+        self.left = self.parts.len();
     }
 }
 
@@ -197,61 +234,104 @@ impl Node {
             self.take_grant(grant)
                 .map_err(|why| Failure::Local { why })?;
         }
+        let id = self.begin(spec, peer, false);
+        self.ask_all(id);
+        Ok(id)
+    }
+
+    /// As [`pull`](Self::pull), where the plan is not known before the engine is: once there is a link to it,
+    /// [`Action::Plan`] asks for the parts. Those of `spec` do not matter.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn seek(
+        &mut self,
+        mut spec: PullSpec,
+        now_ns: u64,
+        unix_ms: u64,
+    ) -> Result<TransferId, Failure> {
+        self.at(now_ns);
+        spec.parts.clear();
+        let peer = self.may_pull(&spec, unix_ms)?;
+        let Some((source, _)) = self.peers[peer].some_rank() else {
+            let why = format!("no node of engine {} is known", spec.handle.fields().engine);
+            return Err(Failure::NoPath { rank: 0, why });
+        };
+        if let Some(grant) = spec.grant {
+            self.take_grant(grant)
+                .map_err(|why| Failure::Local { why })?;
+        }
+        spec.parts.push(Expected {
+            source,
+            target: 0,
+            chunks: [].into(),
+            steps: [].into(),
+            map: false,
+            pages: 0,
+        });
+        let id = self.begin(spec, peer, true);
+        self.ask_all(id);
+        Ok(id)
+    }
+
+    /// Answers [`Action::Plan`].
+    pub fn planned(&mut self, transfer: TransferId, parts: Vec<Expected>, now_ns: u64) {
+        self.at(now_ns);
+        let Some(this) = self.transfers.get_mut(&transfer) else {
+            return;
+        };
+        if !this.seeks || this.ending.is_some() {
+            return;
+        }
+        let (peer, engine) = (this.peer, this.spec.handle.fields().engine.clone());
+        if let Err(failure) = self.may_have(peer, &engine, &parts) {
+            return self.end_transfer(transfer, Outcome::Failed(failure));
+        }
+        let Some(this) = self.transfers.get_mut(&transfer) else {
+            return;
+        };
+        this.seeks = false;
+        this.spec.parts = parts;
+        let nodes = &self.peers[peer];
+        this.plan(|rank| nodes.node_of(rank));
+        self.ask_all(transfer);
+    }
+
+    fn begin(&mut self, spec: PullSpec, peer: usize, seeks: bool) -> TransferId {
         let id = TransferId(self.next_transfer);
         self.next_transfer += 1;
-        let mut layers = BTreeMap::new();
-        let mut parts = Vec::with_capacity(spec.parts.len());
-        for expected in &spec.parts {
-            let steps = expected.steps.len();
-            let mut missing = vec![0; steps];
-            expected
-                .chunks
-                .iter()
-                .for_each(|chunk| missing[chunk.step as usize] += 1);
-            if spec.by_layer {
-                expected
-                    .steps
-                    .iter()
-                    .for_each(|step| *layers.entry(step.layer).or_insert(0) += 1);
-            }
-            parts.push(Part {
-                state: PartState::Waiting,
-                link: None,
-                node: self.peers[peer]
-                    .node_of(expected.source)
-                    .unwrap_or_default(),
-                chunks: vec![Arrival::Awaited; expected.chunks.len()],
-                missing,
-                sums: vec![0; steps],
-                told: vec![None; steps],
-                pages: Vec::new(),
-                left: steps as u32,
-                refused: false,
-                stopped: false,
-                gone: false,
-                quiet: false,
-                expected: expected.clone(),
-            });
-        }
         let most = u64::from(MAX_PULL_MS) * 1_000_000;
-        let transfer = Transfer {
+        let mut transfer = Transfer {
             peer,
             started_ns: self.now_ns,
             deadline_ns: self.now_ns + spec.within_ns.min(most),
-            left: parts.len(),
-            parts,
-            layers,
+            seeks,
+            left: 0,
+            parts: Vec::new(),
+            layers: BTreeMap::new(),
             ending: None,
             spec,
         };
-        let (count, epoch) = (transfer.parts.len(), transfer.spec.handle.fields().epoch);
+        let nodes = &self.peers[peer];
+        transfer.plan(|rank| nodes.node_of(rank));
         self.counters.transfers += 1;
         self.transfers.insert(id, transfer);
+        id
+    }
+
+    /// Asks for all parts of a transfer whose nodes are linked to; the others wait.
+    fn ask_all(&mut self, id: TransferId) {
+        let Some(this) = self.transfers.get(&id) else {
+            return;
+        };
+        let (count, epoch) = (this.parts.len(), this.spec.handle.fields().epoch);
+        let peer = this.peer;
         for part in 0..count as u32 {
             let Some(node) = self
                 .transfers
                 .get(&id)
-                .map(|this| this.parts[part as usize].node)
+                .and_then(|this| Some(this.parts.get(part as usize)?.node))
             else {
                 break;
             };
@@ -263,7 +343,6 @@ impl Node {
             self.commit(id);
         }
         self.arm_transfer(id);
-        Ok(id)
     }
 
     fn may_pull(&mut self, spec: &PullSpec, unix_ms: u64) -> Result<usize, Failure> {
@@ -297,14 +376,21 @@ impl Node {
         if self.transfers.len() >= MAX_PULLS {
             return local(format!("{MAX_PULLS} transfers go on; wait for some"));
         }
-        if spec.parts.len() > MAX_PARTS {
+        self.may_have(peer, &said.engine, &spec.parts)?;
+        Ok(peer)
+    }
+
+    /// Whether these can be the parts of a transfer.
+    fn may_have(&self, peer: usize, engine: &str, parts: &[Expected]) -> Result<(), Failure> {
+        let local = |why: String| Err(Failure::Local { why });
+        if parts.len() > MAX_PARTS {
             return local(format!(
                 "{} pairs of ranks; {MAX_PARTS} at most",
-                spec.parts.len()
+                parts.len()
             ));
         }
         let mut chunks = 0;
-        for part in &spec.parts {
+        for part in parts {
             chunks += part.chunks.len() as u64;
             if part.map && u64::from(part.pages) > MAX_LENT_PAGES {
                 let (pages, rank) = (part.pages, part.source);
@@ -313,7 +399,7 @@ impl Node {
                 ));
             }
             if self.peers[peer].node_of(part.source).is_none() {
-                let why = format!("no node of engine {} is known to hold it", said.engine);
+                let why = format!("no node of engine {} is known to hold it", engine);
                 return Err(Failure::NoPath {
                     rank: part.source,
                     why,
@@ -330,7 +416,7 @@ impl Node {
         if chunks > MAX_CHUNKS {
             return local(format!("{chunks} chunks; {MAX_CHUNKS} at most"));
         }
-        Ok(peer)
+        Ok(())
     }
 
     /// Ends a transfer. `Ended` follows when it is fenced, by the deadline at the latest.
@@ -512,6 +598,9 @@ impl Node {
             // The engine of the handle is not the one at the other end: a later one, or one that was forged.
             let _ = self.link_for((peer, node), epoch, (id, part));
             return;
+        }
+        if this.seeks {
+            return self.actions.push_back(Action::Plan { transfer: id, link });
         }
         to.parts.insert((id, part));
         of.link = Some(link);
@@ -920,6 +1009,15 @@ impl Node {
             of.gone = true;
             self.settle(id);
         }
+    }
+
+    /// Nothing leads to the node that a part waits for.
+    pub(super) fn part_without_path(&mut self, id: TransferId, part: u32, why: &str) {
+        let Some(this) = self.transfers.get(&id) else {
+            return;
+        };
+        let (rank, why) = (this.parts[part as usize].expected.source, why.to_owned());
+        self.end_transfer(id, Outcome::Failed(Failure::NoPath { rank, why }));
     }
 
     /// A dial failed for a part that waits for it.

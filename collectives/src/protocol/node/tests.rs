@@ -1121,3 +1121,48 @@ fn other_pages_than_the_request_has_are_not_mapped() {
         assert!(matches!(net.failure(id), Failure::Protocol { rank: 0, .. }));
     }
 }
+
+#[test]
+fn the_plan_of_an_engine_that_was_never_met_is_made_when_it_is_there() {
+    let mut net = Net::pair();
+    let handle = net.offer(1);
+    let spec = pull(&handle);
+    let parts = spec.parts.clone();
+    let id = net.nodes[1].seek(spec.clone(), net.now, UNIX).unwrap();
+    net.settle();
+    assert_eq!(net.count(|a| matches!(a, Action::Serve { .. })), 0);
+    assert_eq!(
+        net.count(|a| matches!(a, Action::Plan { transfer, .. } if *transfer == id)),
+        1
+    );
+    net.nodes[1].planned(id, parts.clone(), net.now);
+    net.settle();
+    let serve = net.accept();
+    net.sums(serve, &SUMS, GENERATION);
+    net.land(id, &CHUNKS);
+    assert_eq!(net.ended(id), [(Outcome::Committed, true)]);
+    // A plan that cannot be is this side's failure.
+    let handle = net.offer(2);
+    let id = net.nodes[1].seek(pull(&handle), net.now, UNIX).unwrap();
+    net.settle();
+    let mut other = parts;
+    other[0].source = 99;
+    net.nodes[1].planned(id, other, net.now);
+    net.settle();
+    assert!(matches!(net.failure(id), Failure::NoPath { rank: 99, .. }));
+}
+
+#[test]
+fn what_nothing_leads_to_fails_at_once() {
+    let mut net = Net::pair();
+    let handle = net.offer(1);
+    net.nodes[1]
+        .know("p", &[(0, vec![0]), (7, vec![7])])
+        .unwrap();
+    let mut spec = pull(&handle);
+    spec.parts[0].source = 7;
+    let id = net.nodes[1].pull(spec, net.now, UNIX).unwrap();
+    net.nodes[1].no_path("p", 7, "tcp is not allowed", net.now);
+    net.settle();
+    assert!(matches!(net.failure(id), Failure::NoPath { rank: 7, .. }));
+}
