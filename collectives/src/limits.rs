@@ -78,3 +78,13 @@ pub const MAX_PAGES_PER_MESSAGE: usize = 130_000;
 pub const MAX_LENT_PAGES: u64 = 1 << 24;
 /// Longest time that a pull may ask to be served for, in milliseconds: an hour. A lease is extended for it.
 pub const MAX_PULL_MS: u32 = 3_600_000;
+/// Bytes of messages that wait to be sent on one link: the longest descriptor, and what else is said meanwhile. A peer
+/// that takes none of them is cut off.
+pub const MAX_UNSENT_BYTES: usize = MAX_DESCRIPTOR_BYTES + (8 << 20);
+/// How long a link that is being closed may take to send what is queued: a peer that reads takes it at once.
+pub const CLOSE_NS: u64 = 1_000_000_000;
+/// How long a chunk waits for room on the device with its pages before the transfer fails: a device is busy for
+/// milliseconds, and while a chunk waits the node says nothing to its peers.
+pub const DEVICE_PATIENCE_MS: u64 = 1000;
+/// Programs of pairs of ranks that are kept for the next request.
+pub const MAX_KEPT_RUNNERS: usize = 256;

@@ -316,6 +316,12 @@ impl Request {
         Ok(())
     }
 
+    /// Groups of the side that it is for.
+    #[must_use]
+    pub fn groups(&self) -> usize {
+        self.groups as usize
+    }
+
     /// The pages of a rank and group; none if there is no such rank or group, or no list was given.
     #[must_use]
     pub fn pages(&self, rank: u32, group: usize) -> &[u32] {

@@ -15,9 +15,9 @@ use moai_collectives::{
     descriptor::Descriptor,
     digest::mix,
     execute::{Pool, Requested, convert},
-    protocol::Failure,
+    protocol::node::Failure,
     request::Request,
-    transfer::{Ended, Options, Reached, Report, consume, produce},
+    transfer::{Ended, Options, Reach, Report, Session, Unreached, consume, produce},
 };
 use moai_memory::{MemoryKind, Region};
 use moai_transport::Interface;
@@ -99,6 +99,10 @@ fn pools(side: &Descriptor, kind: MemoryKind, seed: u64) -> Vec<Pool> {
     side.ranks.iter().map(pool).collect()
 }
 
+fn session() -> Session {
+    Session::from_secret(&"07".repeat(40)).unwrap()
+}
+
 fn options() -> Options {
     Options {
         deadline: Duration::from_secs(20),
@@ -159,11 +163,17 @@ impl<'a> Run<'a> {
                         let mut interface = Local::new(world, &name, Habits::default());
                         ready.send(()).unwrap();
                         let (requested, options) = (self.requested, &self.producer);
+                        let network = Reach {
+                            interface: &mut interface,
+                            connect: |_: &mut Local, _| Err(Unreached::Lost("nobody".into())),
+                            can_map: true,
+                        };
                         produce(
-                            &mut interface,
+                            network,
                             requested,
                             rank as u32,
                             &mut pool,
+                            &session(),
                             options,
                             &mut |_, _| {},
                         )
@@ -181,21 +191,21 @@ impl<'a> Run<'a> {
                     scope.spawn(move || {
                         let name = format!("local:c{rank}");
                         let mut interface = Local::new(world, &name, self.habits);
-                        let mut connect = |interface: &mut Local, rank: u32| {
-                            let address = format!("local:p{rank}").parse().unwrap();
-                            Ok(Reached {
-                                peer: interface.connect(&address).unwrap(),
-                                can_map: true,
-                            })
+                        let network = Reach {
+                            interface: &mut interface,
+                            connect: |interface: &mut Local, rank: u32| {
+                                let address = format!("local:p{rank}").parse().unwrap();
+                                Ok(interface.connect(&address).unwrap())
+                            },
+                            can_map: true,
                         };
                         let mut last = 0;
                         consume(
-                            &mut interface,
+                            network,
                             self.requested,
                             rank as u32,
                             pool,
-                            &mut connect,
-                            (3, 0xFEED),
+                            &session(),
                             &self.consumer,
                             &mut |done, all| {
                                 assert!(last <= done && done <= all);
@@ -360,12 +370,12 @@ fn pages_that_change_while_they_are_lent_are_never_committed() {
         for report in &ends.consumers {
             let digest = match report.failure() {
                 Some(Failure::Digest { component, .. }) => {
-                    assert!(component.starts_with("key, layer "), "{component}");
+                    assert_eq!(component, "key");
                     true
                 }
                 _ => false,
             };
-            let told = matches!(report.failure(), Some(Failure::PeerFailed { .. }));
+            let told = matches!(report.failure(), Some(Failure::Refused { .. }));
             let Ended::Failed { dirty, .. } = &report.ended else {
                 panic!("{report:?}")
             };
@@ -394,14 +404,14 @@ fn a_side_that_ends_while_pages_are_mapped_ends_the_other_in_time() {
             };
             for report in first {
                 let deadline = matches!(report.failure(), Some(Failure::Deadline { .. }));
-                let told = matches!(report.failure(), Some(Failure::PeerFailed { .. }));
+                let told = matches!(report.failure(), Some(Failure::Refused { .. }));
                 assert!(deadline || told, "{report:?}");
             }
             for report in other {
                 let failure = report.failure();
                 let told = matches!(
                     failure,
-                    Some(Failure::PeerFailed { .. } | Failure::PeerLost { .. })
+                    Some(Failure::Refused { .. } | Failure::Lost { .. })
                 );
                 assert!(told, "{report:?}");
             }

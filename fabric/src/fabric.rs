@@ -1,15 +1,11 @@
 //! The stack, assembled: one rank's part of a transfer.
 
-use std::{
-    collections::BTreeMap,
-    hash::{BuildHasher, Hasher, RandomState},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use moai_collectives::{
     cost::Rates,
     execute::Requested,
-    transfer::{self, Options, Report, Unreached},
+    transfer::{self, Options, Report, Session},
 };
 use moai_memory::{MemoryKind, Region};
 use moai_transport::{Address, Stack};
@@ -18,7 +14,7 @@ use thiserror::Error;
 use crate::{
     config::{Config, ConfigError},
     metrics::{Metrics, TransportWatch},
-    transports::{Transports, socket},
+    transports::{AddressBook, Transports, Ways, socket},
 };
 
 /// A rank could not take part.
@@ -44,6 +40,7 @@ pub enum FabricError {
 pub struct Fabric {
     config: Config,
     metrics: Option<Arc<Metrics>>,
+    session: Session,
 }
 
 /// A producer rank that listens.
@@ -51,8 +48,7 @@ pub struct Fabric {
 pub struct Server {
     transports: Transports,
     addresses: Vec<Address>,
-    options: Options,
-    metrics: Option<Arc<Metrics>>,
+    fabric: Fabric,
 }
 
 impl Fabric {
@@ -62,7 +58,15 @@ impl Fabric {
         Self {
             config,
             metrics: None,
+            session: Session::random(),
         }
+    }
+
+    /// The same stack for one transfer between processes: all of its ranks have the same session.
+    #[must_use]
+    pub fn with_session(mut self, session: Session) -> Self {
+        self.session = session;
+        self
     }
 
     /// The same stack, counting in `metrics`: every transfer when it has ended, and what its transports have counted.
@@ -91,7 +95,7 @@ impl Fabric {
         self.config.target_kind()
     }
 
-    fn options(&self) -> Options {
+    pub(crate) fn options(&self) -> Options {
         Options {
             deadline: self.config.deadline,
             max_bytes_per_second: self.config.max_bytes_per_second,
@@ -100,7 +104,7 @@ impl Fabric {
         }
     }
 
-    fn open(&self, listens: bool) -> Result<Transports, FabricError> {
+    pub(crate) fn open(&self, listens: bool) -> Result<Transports, FabricError> {
         let address = match listens {
             true => self.config.bind.to_string(),
             false => "no address".to_owned(),
@@ -123,8 +127,7 @@ impl Fabric {
         Ok(Server {
             addresses: transports.addresses(),
             transports,
-            options: self.options(),
-            metrics: self.metrics.clone(),
+            fabric: self.clone(),
         })
     }
 
@@ -146,29 +149,22 @@ impl Fabric {
         for socket in addresses.values().flatten().filter_map(socket) {
             self.config.allow(socket)?;
         }
-        let mut transports = self.open(false)?;
-        let wants = transports.wants();
-        let mut reach = |stack: &mut Stack, source: u32| match addresses.get(&source) {
-            Some(addresses) => wants.connect(stack, addresses),
-            None => Err(Unreached::NoPath(format!(
-                "no address is known for producer rank {source}"
-            ))),
-        };
-        // Each `RandomState` is keyed by the system's randomness.
-        let draw = || RandomState::new().build_hasher().finish();
-        let names = (draw(), draw());
-        let options = self.options();
-        let report = transfer::consume(
-            transports.stack(),
-            requested,
-            rank,
-            pool,
-            &mut reach,
-            names,
-            &options,
-            progress,
+        let book = AddressBook::default();
+        let nodes = addresses.iter();
+        book.set(
+            transfer::PRODUCER,
+            nodes.map(|(&rank, all)| (rank, all.clone())),
         );
-        count(self.metrics.as_deref(), &report, transports.stack());
+        let mut ways = Ways {
+            transports: self.open(false)?,
+            book,
+            config: self.config.clone(),
+        };
+        let (session, options) = (&self.session, self.options());
+        let report = transfer::consume(
+            &mut ways, requested, rank, pool, session, &options, progress,
+        );
+        count(self.metrics.as_deref(), &report, ways.transports.stack());
         Ok(report)
     }
 }
@@ -182,16 +178,23 @@ impl Server {
 
     /// Serves producer rank `rank` from `pool` until its part has an outcome. The pages are only read.
     pub fn serve(
-        mut self,
+        self,
         requested: &Arc<Requested>,
         rank: u32,
         pool: &mut [Region],
         progress: &mut dyn FnMut(u64, u64),
     ) -> Report {
-        let options = &self.options;
-        let stack = self.transports.stack();
-        let report = transfer::produce(stack, requested, rank, pool, options, progress);
-        count(self.metrics.as_deref(), &report, stack);
+        let fabric = self.fabric;
+        let mut ways = Ways {
+            transports: self.transports,
+            book: AddressBook::default(),
+            config: fabric.config.clone(),
+        };
+        let (session, options) = (&fabric.session, fabric.options());
+        let report = transfer::produce(
+            &mut ways, requested, rank, pool, session, &options, progress,
+        );
+        count(fabric.metrics.as_deref(), &report, ways.transports.stack());
         report
     }
 }

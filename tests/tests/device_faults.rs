@@ -13,7 +13,7 @@ use std::{
 
 use moai_collectives::{
     execute::{Pool, Requested},
-    protocol::Failure,
+    protocol::node::Failure,
     request::Request,
     transfer::{Ended, Report},
 };
@@ -271,10 +271,10 @@ impl Ends {
                 Ended::Failed { failure, dirty } => {
                     let fair = matches!(
                         failure,
-                        Failure::Device { .. }
+                        Failure::Local { .. }
                             | Failure::Digest { .. }
-                            | Failure::PeerFailed { .. }
-                            | Failure::PeerLost { .. }
+                            | Failure::Refused { .. }
+                            | Failure::Lost { .. }
                     );
                     assert!(fair, "{what:?}: {failure}");
                     let dirty: Vec<u32> = { dirty }.iter().flat_map(|d| d.pages.clone()).collect();

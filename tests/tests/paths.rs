@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, thread, time::Duration};
 
 use moai_collectives::{
-    cost::Way, execute::Requested, protocol::Failure, request::Request, transfer::Report,
+    cost::Way, execute::Requested, protocol::node::Failure, request::Request, transfer::Report,
 };
 use moai_fabric::{Fabric, check, config::Config, metrics::Metrics, synthetic};
 use moai_memory::MemoryKind;

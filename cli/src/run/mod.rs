@@ -17,7 +17,7 @@ use moai_fabric::{
         execute::{Agreed, Requested},
         negotiate::Role,
         traffic::{PairTraffic, traffic},
-        transfer::{Ended, Report, Route},
+        transfer::{Ended, Report, Route, Session},
     },
     config::{self, Config},
     files,
@@ -168,6 +168,11 @@ impl Story {
     ) -> Result<(), Failure> {
         let mut processes = Processes::start(command, producers, consumers)?;
         let mut addresses = Vec::new();
+        let session = Session::random().secret();
+        for role in [Role::Producer, Role::Consumer] {
+            let session = session.clone();
+            processes.tell(role, &ToRank::Begin { session });
+        }
         if command.verbose {
             for process in &processes.list {
                 let line = format!("{}: process {}", process.name(), process.id());
@@ -380,6 +385,9 @@ impl Story {
                     Ended::Committed => "committed".to_owned(),
                     Ended::Failed { failure, dirty } => {
                         format!("{failure}{}", dirty_text(told, dirty))
+                    }
+                    Ended::Cancelled { dirty } => {
+                        format!("cancelled{}", dirty_text(told, dirty))
                     }
                 },
                 (None, Some(why)) => why.clone(),

@@ -13,7 +13,10 @@ use std::{
 
 use moai_fabric::{
     Fabric, check,
-    collectives::execute::{Pool, Requested},
+    collectives::{
+        execute::{Pool, Requested},
+        transfer::Session,
+    },
     config::{self, Config},
     device, files,
     memory::{
@@ -61,10 +64,11 @@ fn part(command: &args::Rank) -> Result<(), Failure> {
     let paths = (command.producer.as_deref(), command.consumer.as_deref());
     let sides = inputs::sides(paths.0, paths.1, command.tokens, command.seed)?;
     let requested = inputs::agree(sides, None)?;
-    let fabric = Fabric::new(config);
+    let ear = Ear::open();
+    let fabric = Fabric::new(config).with_session(ear.session()?);
     match command.role {
-        Role::Producer => produce(command, &fabric, &requested),
-        Role::Consumer => consume(command, &fabric, &requested),
+        Role::Producer => produce(command, &fabric, &requested, &ear),
+        Role::Consumer => consume(command, &fabric, &requested, &ear),
     }
 }
 
@@ -72,9 +76,9 @@ fn produce(
     command: &args::Rank,
     fabric: &Fabric,
     requested: &Arc<Requested>,
+    ear: &Ear,
 ) -> Result<(), Failure> {
     let (agreed, request) = (requested.agreed(), requested.producer());
-    let ear = Ear::open();
     let kind = fabric.pool_kind();
     let mut pool = match &command.producer {
         Some(path) => own_pool(kind, path, &agreed.producer, command.rank)?,
@@ -98,9 +102,9 @@ fn consume(
     command: &args::Rank,
     fabric: &Fabric,
     requested: &Arc<Requested>,
+    ear: &Ear,
 ) -> Result<(), Failure> {
     let agreed = requested.agreed();
-    let ear = Ear::open();
     let before = |kind| -> Result<Pool, Failure> {
         match &command.consumer {
             Some(path) => own_pool(kind, path, &agreed.consumer, command.rank),
@@ -235,6 +239,15 @@ impl Ear {
             std::process::exit(4);
         });
         Self { lines }
+    }
+
+    /// What all ranks of the run share.
+    fn session(&self) -> Result<Session, Failure> {
+        let ToRank::Begin { session } = self.hear()? else {
+            return Err(Failure::Input("`moai run` said no session".into()));
+        };
+        Session::from_secret(&session)
+            .ok_or_else(|| Failure::Input("`moai run` said what is no session".into()))
     }
 
     fn hear(&self) -> Result<ToRank, Failure> {

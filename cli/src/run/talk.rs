@@ -28,6 +28,8 @@ pub(super) enum FromRank {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case", tag = "say")]
 pub(super) enum ToRank {
+    /// What all ranks of the run share, in hexadecimal.
+    Begin { session: String },
     /// Begin; a consumer pulls from these producer ranks.
     Go { addresses: Vec<(u32, Vec<String>)> },
     /// Every rank has committed and verified: write the pool.

@@ -96,6 +96,12 @@ impl Runner {
         Self::new(&self.requested, &self.pair, self.role)
     }
 
+    /// The request.
+    #[must_use]
+    pub fn requested(&self) -> &Arc<Requested> {
+        &self.requested
+    }
+
     /// The pair.
     #[must_use]
     pub fn pair(&self) -> &Pair {
@@ -345,12 +351,26 @@ impl Runner {
         DigestKey::new(key, self.longest_row()).covering(coverage)
     }
 
-    /// What a sum of digests is of, for people: component and layer.
+    /// What one of the [sums](Chunks::parts) of digests is of: the global layer, and its chunks.
+    ///
+    /// # Panics
+    ///
+    /// If there are not so many.
     #[must_use]
-    pub fn part_name(&self, step: usize, layer: u32) -> String {
-        let step = &self.pair.steps[step];
-        let name = &self.requested.agreed().agreement.spans[step.span].name;
-        format!("{name}, layer {}", step.layers[layer as usize].layer)
+    pub fn sum(&self, part: usize) -> (u32, std::ops::Range<usize>) {
+        let (step, layer, chunks) = self.chunks.part(part);
+        (self.pair.steps[step].layers[layer as usize].layer, chunks)
+    }
+
+    /// The component that one of the sums of digests is of.
+    ///
+    /// # Panics
+    ///
+    /// If there are not so many.
+    #[must_use]
+    pub fn sum_component(&self, part: usize) -> &str {
+        let (step, ..) = self.chunks.part(part);
+        &self.requested.agreed().agreement.spans[self.pair.steps[step].span].name
     }
 
     /// Contiguous runs of a chunk in this rank's pages.

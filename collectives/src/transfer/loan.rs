@@ -3,7 +3,7 @@
 use moai_memory::Region;
 use moai_transport::{Interface, PeerId, RegistrationId, Rights};
 
-use crate::protocol::LentKey;
+use crate::protocol::node::LentKey;
 
 /// Registrations of a rank's regions, for mapping.
 #[derive(Debug, Default)]
@@ -12,18 +12,19 @@ pub(super) struct Loan {
 }
 
 impl Loan {
-    /// Registers every region that holds bytes, unless that is done, and finds the keys by which `peer` can map them.
+    /// Registers every region that holds bytes, unless that is done, and finds the keys by which `peer` can map them. The
+    /// first region of the rank is number `first` of those that are lent to the interface.
     pub(super) fn keys(
         &mut self,
         interface: &mut dyn Interface,
         peer: PeerId,
-        pool: &[Region],
+        (first, pool): (u32, &[Region]),
     ) -> Result<Vec<LentKey>, String> {
         if self.registered.is_empty() {
             let rights = Rights::READ.and(Rights::MAP);
             for (index, region) in pool.iter().enumerate().filter(|(_, r)| !r.is_empty()) {
                 let index = index as u32;
-                match interface.register(index, region, rights) {
+                match interface.register(first + index, region, rights) {
                     Ok(id) => self.registered.push((index, id)),
                     Err(error) => {
                         self.end(interface);

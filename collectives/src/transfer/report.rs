@@ -7,13 +7,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cost::Way,
-    protocol::{Failure, Outcome},
+    protocol::node::{Failure, Outcome, Trace},
 };
 
-/// How one rank's part of a transfer went.
+/// How one node's part of a transfer went, or what it served of an offer.
+///
+/// Written as JSON it is a line for a log, with the request and its trace.
 ///
 /// | field | unit | meaning |
 /// |---|---|---|
+/// | `rank` | | lowest rank of the node |
 /// | `bytes_read` | bytes | of rows, in the producer's format |
 /// | `bytes_wire` | bytes | of rows that were sent, in the exchange format |
 /// | `bytes_written` | bytes | of rows, in the consumer's format |
@@ -22,11 +25,21 @@ use crate::{
 /// | `chunks_direct` | chunks | read from the socket straight into their pages |
 /// | `chunks_mapped` | chunks | copied from the producer's pages |
 /// | `saturated`, `nan` | elements | clamped to the range of the target's format; NaN |
-/// | `elapsed_ns` | ns | from the first connection to the outcome |
+/// | `linked_ns` | ns | until the other engine was there, and the plan made |
+/// | `first_ns` | ns | until the first chunk was placed, or was sent |
+/// | `last_ns` | ns | until the last was |
+/// | `elapsed_ns` | ns | until the outcome |
+///
+/// Times count from the pull, and on a producer from the first part that was asked for.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the table above documents them side by side")]
 pub struct Report {
+    /// What the request is called here.
+    pub request: String,
+    /// Its trace, as a W3C `traceparent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
     pub rank: u32,
     pub ended: Ended,
     pub bytes_read: u64,
@@ -38,6 +51,9 @@ pub struct Report {
     pub chunks_mapped: u64,
     pub saturated: u64,
     pub nan: u64,
+    pub linked_ns: u64,
+    pub first_ns: u64,
+    pub last_ns: u64,
     pub elapsed_ns: u64,
     /// What carried the bytes of each peer that was reached.
     pub routes: Vec<Route>,
@@ -47,6 +63,8 @@ pub struct Report {
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Route {
+    /// Rank of this side.
+    pub rank: u32,
     /// Rank of the other side.
     pub peer: u32,
     /// The provider.
@@ -60,12 +78,13 @@ pub struct Route {
 }
 
 impl Route {
-    pub(super) fn new(peer: u32, path: Path, way: Way, why: Option<&str>) -> Self {
+    pub(super) fn new((rank, peer): (u32, u32), path: Path, way: Way, why: Option<&str>) -> Self {
         let why = match why {
             Some(why) => format!("{}; {why}", path.why),
             None => path.why,
         };
         Self {
+            rank,
             peer,
             provider: path.provider.to_owned(),
             way,
@@ -104,12 +123,19 @@ pub enum Ended {
         /// Pages that may hold part of what was to come. All others are untouched.
         dirty: Vec<DirtyPages>,
     },
+    /// The owner took it back.
+    Cancelled {
+        /// As above.
+        dirty: Vec<DirtyPages>,
+    },
 }
 
-/// Dirty pages of one group.
+/// Dirty pages of one group of a rank.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-#[allow(clippy::exhaustive_structs, reason = "a group and its pages")]
+#[allow(clippy::exhaustive_structs, reason = "a rank, a group and its pages")]
 pub struct DirtyPages {
+    /// The rank.
+    pub rank: u32,
     /// Name of the group; empty without groups.
     pub group: String,
     /// Page ids, ascending.
@@ -119,6 +145,8 @@ pub struct DirtyPages {
 impl Report {
     pub(super) fn new(rank: u32) -> Self {
         Self {
+            request: String::new(),
+            trace: None,
             rank,
             ended: Ended::Committed,
             bytes_read: 0,
@@ -130,19 +158,25 @@ impl Report {
             chunks_mapped: 0,
             saturated: 0,
             nan: 0,
+            linked_ns: 0,
+            first_ns: 0,
+            last_ns: 0,
             elapsed_ns: 0,
             routes: Vec::new(),
         }
     }
 
-    pub(super) fn end(&mut self, outcome: &Outcome, dirty: impl FnOnce() -> Vec<DirtyPages>) {
+    pub(super) fn end(&mut self, outcome: Outcome, dirty: Vec<DirtyPages>) {
         self.ended = match outcome {
             Outcome::Committed => Ended::Committed,
-            Outcome::Failed(failure) => Ended::Failed {
-                failure: failure.clone(),
-                dirty: dirty(),
-            },
+            Outcome::Failed(failure) => Ended::Failed { failure, dirty },
+            Outcome::Cancelled => Ended::Cancelled { dirty },
         };
+    }
+
+    /// Notes the trace, once.
+    pub(super) fn traced(&mut self, trace: &Trace) {
+        self.trace.get_or_insert_with(|| trace.to_string());
     }
 
     /// Whether the part is committed.
@@ -155,8 +189,17 @@ impl Report {
     #[must_use]
     pub fn failure(&self) -> Option<&Failure> {
         match &self.ended {
-            Ended::Committed => None,
+            Ended::Committed | Ended::Cancelled { .. } => None,
             Ended::Failed { failure, .. } => Some(failure),
+        }
+    }
+
+    /// Pages that may hold part of what was to come.
+    #[must_use]
+    pub fn dirty(&self) -> &[DirtyPages] {
+        match &self.ended {
+            Ended::Committed => &[],
+            Ended::Failed { dirty, .. } | Ended::Cancelled { dirty } => dirty,
         }
     }
 }

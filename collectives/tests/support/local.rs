@@ -26,7 +26,7 @@ pub(crate) struct Habits {
     pub(crate) maps_nothing: bool,
     /// What is mapped is half as long as its key says.
     pub(crate) maps_half: bool,
-    /// Frames overtake each other.
+    /// Batches overtake each other, and messages.
     pub(crate) reorders: bool,
 }
 
@@ -319,7 +319,9 @@ impl Interface for Local {
                 let with = (self.chance % (at as u64 + 1)) as usize;
                 let frames = &events[with..=at];
                 let plain = |event: &Event| matches!(event, Event::Batch(..) | Event::Message(..));
-                if frames.iter().all(plain) {
+                let message = |event: &&Event| matches!(event, Event::Message(..));
+                // Messages keep their order, and come before what they announce is over.
+                if frames.iter().all(plain) && frames.iter().filter(message).count() == 0 {
                     events.swap(at, with);
                 }
             }

@@ -5,17 +5,18 @@
 //! have ended. [`Metrics::text`] is the snapshot, in the text format of OpenMetrics; [`serve`] answers with it over
 //! HTTP, and with [`Readiness`] beside it.
 //!
-//! The protocol's own counters (leases that ended, pages in quarantine, peers by state, messages that came late) are
-//! registered in [`Metrics::new`], with their rows in [`NAMES`] and in the book, by whoever counts them.
+//! What the protocol counts (leases that ended, links that were lost, messages that came late) is read from its node as well
+//! ([`ProtocolWatch`]).
 
 mod http;
 mod names;
+mod protocol;
 mod readiness;
 mod transport;
 
 use moai_collectives::{
     cost::Way,
-    protocol::Failure,
+    protocol::node::Failure,
     transfer::{Ended, Report},
 };
 use prometheus_client::{
@@ -32,6 +33,7 @@ use prometheus_client::{
 pub use self::{
     http::{MetricsServer, ServeError, serve},
     names::{Kind, NAMES, Name},
+    protocol::ProtocolWatch,
     readiness::{Readiness, State},
     transport::TransportWatch,
 };
@@ -41,54 +43,13 @@ type Labels = Vec<(&'static str, &'static str)>;
 type Counters = Family<Labels, Counter>;
 type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
 
-/// Why a handshake failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum HandshakeFailure {
-    /// Versions of the protocol have none in common.
-    Version,
-    /// The peer is not who may connect.
-    Identity,
-    /// The two sides do not fit, or do not mean the same by it.
-    Agreement,
-    /// What was sent is no handshake.
-    Malformed,
-    /// It took too long.
-    Timeout,
-    /// The connection ended.
-    Lost,
-}
-
-impl HandshakeFailure {
-    const ALL: [Self; 6] = [
-        Self::Version,
-        Self::Identity,
-        Self::Agreement,
-        Self::Malformed,
-        Self::Timeout,
-        Self::Lost,
-    ];
-
-    fn label(self) -> &'static str {
-        match self {
-            Self::Version => "version",
-            Self::Identity => "identity",
-            Self::Agreement => "agreement",
-            Self::Malformed => "malformed",
-            Self::Timeout => "timeout",
-            Self::Lost => "lost",
-        }
-    }
-}
-
 /// Counters of one process. Cheap to share: everything in it counts without a lock, or with one that is held for a moment.
 ///
 /// ```
-/// use moai_fabric::metrics::{HandshakeFailure, Metrics};
+/// use moai_fabric::metrics::Metrics;
 ///
 /// let metrics = Metrics::new();
-/// metrics.handshake_failed(HandshakeFailure::Identity);
-/// assert!(metrics.text().contains("moai_handshake_failures_total{status=\"identity\"} 1\n"));
+/// assert!(metrics.text().contains("moai_protocol_events_total{event=\"peers_restarted\"} 0\n"));
 /// ```
 #[derive(Debug)]
 pub struct Metrics {
@@ -106,21 +67,22 @@ pub struct Metrics {
     digests: Counter,
     routes: Counters,
     fallbacks: Counters,
-    handshakes: Counters,
+    protocol: protocol::Counted,
     transport: transport::Counted,
     ready: Gauge,
 }
 
 /// How transfers end: committed, or why not.
-const STATUSES: [&str; 9] = [
+const STATUSES: [&str; 10] = [
     "committed",
+    "cancelled",
     "deadline",
-    "peer_lost",
-    "peer_failed",
+    "lost",
+    "restarted",
+    "refused",
     "protocol",
     "digest",
     "no_path",
-    "device",
     "local",
 ];
 
@@ -207,11 +169,7 @@ impl Metrics {
                 "fallbacks",
                 "Pairs of ranks whose bytes something slower carried than what was there",
             ),
-            handshakes: counters(
-                of,
-                "handshake_failures",
-                "Handshakes that failed, by reason",
-            ),
+            protocol: protocol::Counted::register(of),
             transport: transport::Counted::register(of),
             ready,
             registry,
@@ -231,19 +189,17 @@ impl Metrics {
             }
             at_zero(&metrics.fallbacks, vec![transport]);
         }
-        for failure in HandshakeFailure::ALL {
-            at_zero(&metrics.handshakes, vec![("status", failure.label())]);
-        }
         metrics
     }
 
     /// Records a rank's part of a transfer, once it has ended.
     pub fn transfer(&self, report: &Report) {
+        let dirty = report.dirty().iter().map(|list| list.pages.len() as u64);
+        self.dirty.inc_by(dirty.sum());
         let (status, outcome) = match &report.ended {
             Ended::Committed => ("committed", "committed"),
-            Ended::Failed { failure, dirty } => {
-                self.dirty
-                    .inc_by(dirty.iter().map(|group| group.pages.len() as u64).sum());
+            Ended::Cancelled { .. } => ("cancelled", "failed"),
+            Ended::Failed { failure, .. } => {
                 if matches!(failure, Failure::Digest { .. }) {
                     self.digests.inc();
                 }
@@ -279,13 +235,6 @@ impl Metrics {
         }
     }
 
-    /// Records a handshake that failed.
-    pub fn handshake_failed(&self, why: HandshakeFailure) {
-        self.handshakes
-            .get_or_create(&vec![("status", why.label())])
-            .inc();
-    }
-
     /// Everything as it is now, in the text format of OpenMetrics.
     #[must_use]
     pub fn text(&self) -> String {
@@ -305,12 +254,12 @@ impl Metrics {
 fn reason(failure: &Failure) -> &'static str {
     match failure {
         Failure::Deadline { .. } => "deadline",
-        Failure::PeerLost { .. } => "peer_lost",
-        Failure::PeerFailed { .. } => "peer_failed",
+        Failure::Lost { .. } => "lost",
+        Failure::Restarted { .. } => "restarted",
+        Failure::Refused { .. } => "refused",
         Failure::Protocol { .. } => "protocol",
         Failure::Digest { .. } => "digest",
         Failure::NoPath { .. } => "no_path",
-        Failure::Device { .. } => "device",
         _ => "local",
     }
 }
@@ -334,7 +283,8 @@ mod tests {
         let text = format!(
             r#"{{"rank": 0, "ended": {ended}, "bytes_read": 200, "bytes_wire": 100, "bytes_written": 100,
             "bytes_mapped": 0, "chunks": 3, "chunks_direct": 3, "chunks_mapped": 0, "saturated": 2, "nan": 1,
-            "elapsed_ns": 2000000, "routes": [{{"peer": 0, "provider": "{provider}", "way": "sent", "why": "",
+            "request": "r", "linked_ns": 0, "first_ns": 0, "last_ns": 0,
+            "elapsed_ns": 2000000, "routes": [{{"rank": 0, "peer": 0, "provider": "{provider}", "way": "sent", "why": "",
             "is_fallback": true}}]}}"#
         );
         serde_json::from_str(&text).unwrap()
@@ -383,8 +333,8 @@ mod tests {
     fn a_transfer_counts_once_under_its_outcome() {
         let metrics = Metrics::new();
         metrics.transfer(&report(r#"{"outcome": "committed"}"#, "tcp"));
-        let digest = r#"{"outcome": "failed", "failure": {"kind": "digest", "rank": 1, "component": "key", "here": 1,
-            "there": 2}, "dirty": [{"group": "", "pages": [4, 5, 6]}]}"#;
+        let digest = r#"{"outcome": "failed", "failure": {"kind": "digest", "rank": 1, "layer": 3, "component": "key",
+            "here": 1, "there": 2}, "dirty": [{"rank": 0, "group": "", "pages": [4, 5, 6]}]}"#;
         metrics.transfer(&report(digest, "pigeon"));
         let text = metrics.text();
         for line in [

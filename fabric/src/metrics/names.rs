@@ -44,6 +44,14 @@ const fn counter(name: &'static str, labels: &'static [&'static str]) -> Name {
     }
 }
 
+const fn gauge(name: &'static str) -> Name {
+    Name {
+        name,
+        kind: Kind::Gauge,
+        labels: &[],
+    }
+}
+
 /// All of them.
 pub const NAMES: &[Name] = &[
     counter("moai_transfers_total", &["status"]),
@@ -63,7 +71,9 @@ pub const NAMES: &[Name] = &[
     counter("moai_digest_mismatches_total", &[]),
     counter("moai_routes_total", &["transport", "status"]),
     counter("moai_fallbacks_total", &["transport"]),
-    counter("moai_handshake_failures_total", &["status"]),
+    counter("moai_protocol_events_total", &["event"]),
+    gauge("moai_quarantined"),
+    gauge("moai_links"),
     counter("moai_transport_received_bytes_total", &["transport"]),
     counter("moai_transport_sent_bytes_total", &["transport"]),
     counter("moai_transport_put_bytes_total", &["transport"]),
@@ -72,9 +82,5 @@ pub const NAMES: &[Name] = &[
     counter("moai_transport_faults_total", &["transport"]),
     counter("moai_transport_refused_frames_total", &["transport"]),
     counter("moai_transport_connections_total", &["transport", "status"]),
-    Name {
-        name: "moai_ready",
-        kind: Kind::Gauge,
-        labels: &[],
-    },
+    gauge("moai_ready"),
 ];

@@ -11,7 +11,7 @@ use moai_fabric::{
     Fabric, check,
     collectives::{
         execute::{Pool, Requested},
-        transfer::Report,
+        transfer::{Report, Session},
     },
     files,
     synthetic::Seeded,
@@ -84,7 +84,8 @@ impl Consumers {
 
     /// Moves the request once.
     pub(super) fn round(&mut self, producers: &mut Producers) -> Result<Round, Failure> {
-        let told = producers.serve(self.id)?;
+        let session = Session::random();
+        let told = producers.serve(self.id, &session)?;
         let parse = |text: &String| {
             let address = text.parse::<Address>();
             address.map_err(|error| Failure::Lost(error.to_string()))
@@ -99,8 +100,9 @@ impl Consumers {
             pools,
             ..
         } = self;
+        let fabric = fabric.clone().with_session(session);
         let pulled: Vec<Result<Report, Failure>> = thread::scope(|scope| {
-            let (fabric, addresses) = (&*fabric, &addresses);
+            let (fabric, addresses) = (&fabric, &addresses);
             let ranks: Vec<_> = (0..)
                 .zip(pools)
                 .map(|(rank, pool)| {

@@ -10,7 +10,10 @@ use std::{
 
 use moai_fabric::{
     Fabric, Server,
-    collectives::execute::{Pool, Requested},
+    collectives::{
+        execute::{Pool, Requested},
+        transfer::Session,
+    },
     synthetic,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -27,8 +30,8 @@ pub(crate) const COMMAND: &str = "producers";
 enum Call {
     /// Fills the pools of one more case.
     Open(Box<Case>),
-    /// Serves a case once: says where, and then how it ended.
-    Serve(usize),
+    /// Serves a case once, in a session: says where, and then how it ended.
+    Serve(usize, String),
     /// Forgets all cases.
     Close,
 }
@@ -99,8 +102,12 @@ impl Producers {
     }
 
     /// Begins to serve a case: the addresses of each rank.
-    pub(super) fn serve(&mut self, case: usize) -> Result<Vec<Vec<String>>, Failure> {
-        self.say(&Call::Serve(case))?;
+    pub(super) fn serve(
+        &mut self,
+        case: usize,
+        session: &Session,
+    ) -> Result<Vec<Vec<String>>, Failure> {
+        self.say(&Call::Serve(case, session.secret()))?;
         match self.hear()? {
             Reply::Listening(addresses) => Ok(addresses),
             other => Err(unexpected(other)),
@@ -175,10 +182,12 @@ pub(crate) fn producers() -> Result<(), Failure> {
                 cases.clear();
                 Ok(Reply::Done)
             }
-            Call::Serve(case) => match cases.get_mut(case) {
-                Some(open) => open.serve(&mut to),
-                None => Err(Failure::Input(format!("case {case} is not open"))),
-            },
+            Call::Serve(case, session) => {
+                match (cases.get_mut(case), Session::from_secret(&session)) {
+                    (Some(open), Some(session)) => open.serve(session, &mut to),
+                    _ => Err(Failure::Input(format!("case {case} is not open"))),
+                }
+            }
         };
         let reply = done.unwrap_or_else(|failure| Reply::Failed(failure.to_string()));
         write_line(&mut to, &reply)?;
@@ -212,12 +221,13 @@ impl Open {
         })
     }
 
-    fn serve(&mut self, to: &mut impl Write) -> Result<Reply, Failure> {
+    fn serve(&mut self, session: Session, to: &mut impl Write) -> Result<Reply, Failure> {
         let Self {
             fabric,
             requested,
             pools,
         } = self;
+        let fabric = fabric.clone().with_session(session);
         let listen = |_: &Pool| {
             let server = fabric.listen();
             server.map_err(|error| Failure::Lost(error.to_string()))

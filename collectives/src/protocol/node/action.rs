@@ -24,7 +24,8 @@ pub enum Outcome {
 }
 
 /// Why a transfer failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
 #[non_exhaustive]
 pub enum Failure {
     /// The deadline passed.
@@ -335,6 +336,15 @@ pub enum Action {
         keys: Arc<[LentKey]>,
         /// The pages in which the request lies: the lists of all groups, one after another.
         pages: Arc<[u32]>,
+    },
+    /// Consumer: the producer does not lend the pages of a part, and sends them.
+    Unlent {
+        /// The transfer.
+        transfer: TransferId,
+        /// Its part.
+        part: u32,
+        /// Why not.
+        why: String,
     },
     /// Consumer: the producer's side of a part belongs to a trace.
     Traced {

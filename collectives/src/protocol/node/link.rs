@@ -1176,6 +1176,11 @@ impl Node {
                 left,
                 pages,
             } => self.pages_listed(link, (TransferId(transfer), part), left, pages),
+            Message::Unlent {
+                transfer,
+                part,
+                why,
+            } => self.part_unlent(link, (TransferId(transfer), part), why),
             Message::Traced {
                 transfer,
                 part,

@@ -123,6 +123,58 @@ pub struct Trace {
     pub flags: u8,
 }
 
+impl Trace {
+    /// Reads a `traceparent`, as the W3C's recommendation on trace context has it.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || format!("traceparent {text:?}; expected 00-<32 hex>-<16 hex>-<2 hex>");
+        let fields: Vec<&str> = text.split('-').collect();
+        let [version, id, span, flags] = fields[..] else {
+            return Err(wrong());
+        };
+        fn bytes<const N: usize>(hex: &str) -> Option<[u8; N]> {
+            let digits = hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            if hex.len() != 2 * N || !digits {
+                return None;
+            }
+            let mut out = [0; N];
+            for (byte, at) in out.iter_mut().zip((0..).step_by(2)) {
+                *byte = u8::from_str_radix(&hex[at..at + 2], 16).ok()?;
+            }
+            Some(out)
+        }
+        let parse = || {
+            let version: [u8; 1] = bytes(version)?;
+            let [flags] = bytes(flags)?;
+            let trace = Self {
+                id: bytes(id)?,
+                span: bytes(span)?,
+                flags,
+            };
+            let none = trace.id == [0; 16] || trace.span == [0; 8];
+            (version == [0] && !none).then_some(trace)
+        };
+        parse().ok_or_else(wrong)
+    }
+}
+
+impl std::fmt::Display for Trace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("00-")?;
+        self.id
+            .iter()
+            .try_for_each(|byte| write!(f, "{byte:02x}"))?;
+        f.write_str("-")?;
+        self.span
+            .iter()
+            .try_for_each(|byte| write!(f, "{byte:02x}"))?;
+        write!(f, "-{:02x}", self.flags)
+    }
+}
+
 /// What two nodes say to each other besides payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -203,6 +255,15 @@ pub enum Message {
         left: u32,
         /// Some of them, [`MAX_PAGES_PER_MESSAGE`] at most.
         pages: Vec<u32>,
+    },
+    /// Producer: the pages of a part are not lent, although that was asked for. Before Accept. Since version 4.
+    Unlent {
+        /// Transfer.
+        transfer: u64,
+        /// Its part.
+        part: u32,
+        /// Why not.
+        why: String,
     },
     /// Producer: the request belongs to a trace. Before Accept. Since version 4.
     Traced {
@@ -333,7 +394,7 @@ pub enum MessageError {
 }
 
 /// Names of all messages, by their kinds from 1 on.
-pub const MESSAGES: [&str; 22] = [
+pub const MESSAGES: [&str; 23] = [
     "Hello",
     "Met",
     "Want",
@@ -356,6 +417,7 @@ pub const MESSAGES: [&str; 22] = [
     "Decline",
     "Pages",
     "Traced",
+    "Unlent",
 ];
 
 impl Message {
@@ -383,6 +445,7 @@ impl Message {
             Self::Decline { .. } => 20,
             Self::Pages { .. } => 21,
             Self::Traced { .. } => 22,
+            Self::Unlent { .. } => 23,
         }
     }
 
@@ -396,7 +459,9 @@ impl Message {
     #[must_use]
     pub const fn since(&self) -> u16 {
         match self {
-            Self::Ready { .. } | Self::Pages { .. } | Self::Traced { .. } => 4,
+            Self::Ready { .. } | Self::Pages { .. } | Self::Traced { .. } | Self::Unlent { .. } => {
+                4
+            }
             _ => 3,
         }
     }
@@ -488,6 +553,11 @@ impl Message {
                 }
             }
             Self::Unmapped {
+                transfer,
+                part,
+                why,
+            }
+            | Self::Unlent {
                 transfer,
                 part,
                 why,
@@ -695,6 +765,11 @@ impl Message {
                 part: f.u32()?,
                 left: f.u32()?,
                 pages: f.pages()?,
+            },
+            23 => Self::Unlent {
+                transfer: f.u64()?,
+                part: f.u32()?,
+                why: f.text()?,
             },
             _ => Self::Traced {
                 transfer: f.u64()?,
@@ -945,6 +1020,11 @@ pub(super) mod tests {
 
     pub(crate) fn all() -> Vec<Message> {
         let (transfer, part, reason, why) = (7, 8, Reason::Consumed, "é, once".to_owned());
+        let unlent = Message::Unlent {
+            transfer,
+            part,
+            why: why.clone(),
+        };
         let pull = Pull {
             transfer,
             part,
@@ -1052,6 +1132,7 @@ pub(super) mod tests {
                     flags: 1,
                 },
             },
+            unlent,
         ]
     }
 
@@ -1090,6 +1171,25 @@ pub(super) mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn traces_are_read_as_they_are_written() {
+        let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let trace = Trace::parse(text).unwrap();
+        assert_eq!((trace.id[0], trace.span[7], trace.flags), (0x0A, 0x31, 1));
+        assert_eq!(trace.to_string(), text);
+        for wrong in [
+            "",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
+            "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "00-é0af7651916cd43dd8448eb211c803-b7ad6b7169203331-01",
+        ] {
+            assert!(Trace::parse(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -443,6 +443,14 @@ impl Node {
         parts.get(part as usize).map(|part| part.state)
     }
 
+    /// The key of a transfer's digest; 0 if it is over.
+    #[must_use]
+    pub fn digest_key(&self, transfer: TransferId) -> u64 {
+        self.transfers
+            .get(&transfer)
+            .map_or(0, |this| this.spec.key)
+    }
+
     /// A chunk is about to land, or to be copied; `false` if it must not.
     #[must_use]
     pub fn landing(&mut self, transfer: TransferId, part: u32, chunk: u64, bytes: u32) -> bool {
@@ -826,6 +834,20 @@ impl Node {
                 transfer,
                 part,
                 trace,
+            });
+        }
+    }
+
+    pub(super) fn part_unlent(&mut self, link: LinkId, at: (TransferId, u32), why: String) {
+        let Some(of) = self.part_on(link, at, "Unlent") else {
+            return;
+        };
+        if of.state == PartState::Asked && of.expected.map {
+            let (transfer, part) = at;
+            self.actions.push_back(Action::Unlent {
+                transfer,
+                part,
+                why,
             });
         }
     }

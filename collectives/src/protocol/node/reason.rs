@@ -5,7 +5,10 @@ use std::fmt;
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $code:literal, $text:literal;)*) => {
         /// Why a peer refused or ended something.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Deserialize, serde::Serialize,
+        )]
+        #[serde(rename_all = "snake_case")]
         #[non_exhaustive]
         #[repr(u8)]
         pub enum Reason {

@@ -145,6 +145,22 @@ impl Node {
         }
     }
 
+    /// Tells a consumer that asked for it why the pages of a part are not lent. Before [`accept`](Self::accept).
+    pub fn unlent(&mut self, serve: ServeId, why: &str) {
+        let Some(this) = self.serves.get(&serve) else {
+            return;
+        };
+        let (link, (transfer, part), why) = (this.link, this.key, why.to_owned());
+        self.send(
+            link,
+            Message::Unlent {
+                transfer,
+                part,
+                why,
+            },
+        );
+    }
+
     /// Whether [`lend`](Self::lend) was called for a link and rank.
     #[must_use]
     pub fn has_lent(&self, link: LinkId, rank: u32) -> bool {
@@ -169,8 +185,13 @@ impl Node {
         };
         this.mapped = owed.mapped;
         this.steps = owed.steps;
-        let (link, (transfer, part), by_layer, number) =
-            (this.link, this.key, this.by_layer, this.offer);
+        // Whoever maps copies what it is told is written.
+        let (link, (transfer, part), by_layer, number) = (
+            this.link,
+            this.key,
+            this.by_layer || owed.mapped,
+            this.offer,
+        );
         let Owed {
             chunks,
             bytes,
@@ -502,7 +523,8 @@ impl Node {
         if this.state != ServeState::Serving {
             return;
         }
-        let (link, (transfer, part), by_layer) = (this.link, this.key, this.by_layer);
+        let (link, (transfer, part)) = (this.link, this.key);
+        let by_layer = this.by_layer || this.mapped;
         self.actions.push_back(Action::Ready {
             serve,
             layer,

@@ -13,34 +13,27 @@ use super::{Device, failed, lock, span};
 use crate::{digest::DigestKey, execute::Runner};
 
 /// Chunks of one pair on the device at a time, or waiting for the transport: one that is gathered while another is copied
-/// and sent. Each pair has its own, so that a consumer which takes nothing keeps nobody else's.
+/// and sent.
 const SLOTS: usize = 3;
 
 const GATHER: u64 = 0;
 const COPY: u64 = 1;
 
-/// Chunks on their way from a device's pages to the host, of all pairs of a rank.
+/// Chunks of one pair on their way from a device's pages to the host, in the order in which they are asked for. Each pair
+/// has its own, so that a consumer which takes nothing keeps nobody else's.
 pub(in crate::transfer) struct Fetching {
     device: Device,
-    lines: Vec<Option<Line>>,
-}
-
-/// Chunks of one pair, in order.
-struct Line {
     slots: Vec<Slot>,
-    /// Bytes of each chunk.
-    chunks: Vec<u32>,
     rank: u32,
-    /// The next chunk to be gathered.
-    ahead: usize,
+    /// Chunks that were asked for, and that were handed on.
+    asked: usize,
+    handed: usize,
 }
 
 struct Slot {
     desk: Arc<Mutex<Desk>>,
     /// Gone while they are on the device.
     jobs: [Option<Job>; 2],
-    /// The chunk it has, if it has one.
-    index: Option<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -65,14 +58,30 @@ pub(in crate::transfer) struct Fetched<'a> {
 }
 
 impl Fetching {
-    /// For a pool that lies on a device; `None` for others.
-    pub(in crate::transfer) fn new(pool: &[Region], pairs: usize) -> Result<Option<Self>, String> {
+    /// For a pool that lies on a device; `None` for others. `runner` is for its kernels alone.
+    pub(in crate::transfer) fn new(
+        pool: &[Region],
+        runner: impl FnOnce() -> Runner,
+        key: u64,
+    ) -> Result<Option<Self>, String> {
         let Some(device) = Device::of(pool)? else {
             return Ok(None);
         };
+        let runner = runner();
+        let most = runner.chunks().iter().map(|chunk| chunk.bytes).max();
+        let rank = runner.pair().target;
+        let common = Arc::new(Common {
+            key: runner.digest_key(key),
+            runner: Mutex::new(runner),
+        });
+        let most = u64::from(most.unwrap_or(0));
+        let slots = (0..SLOTS).map(|at| Slot::new(&device, at, most, &common));
         Ok(Some(Self {
+            slots: slots.collect::<Result<_, _>>()?,
             device,
-            lines: (0..pairs).map(|_| None).collect(),
+            rank,
+            asked: 0,
+            handed: 0,
         }))
     }
 
@@ -81,66 +90,50 @@ impl Fetching {
         self.device.kind()
     }
 
-    /// Starts a pair, unless that is done. `runner` is for its kernels alone.
-    pub(in crate::transfer) fn start(
-        &mut self,
-        pair: usize,
-        runner: impl FnOnce() -> Runner,
-        key: u64,
-    ) -> Result<(), String> {
-        if self.lines[pair].is_none() {
-            let line = Line::new(&self.device, pair, runner(), key)?;
-            self.lines[pair] = Some(line);
-        }
-        Ok(())
+    /// Whether another chunk can be asked for.
+    pub(in crate::transfer) fn has_room(&self) -> bool {
+        self.asked - self.handed < SLOTS
     }
 
-    /// Gathers as many chunks of a pair ahead as there is room for.
-    pub(in crate::transfer) fn go_ahead(&mut self, pair: usize) {
-        let Some(line) = &mut self.lines[pair] else {
+    /// Whether chunks are on the device, or wait to be handed on.
+    pub(in crate::transfer) fn is_busy(&self) -> bool {
+        self.asked > self.handed
+    }
+
+    /// Gathers a chunk, if there is room.
+    pub(in crate::transfer) fn ask(&mut self, index: usize, bytes: u32) {
+        if !self.has_room() {
             return;
+        }
+        let slot = &mut self.slots[self.asked % SLOTS];
+        self.asked += 1;
+        *lock(&slot.desk) = Desk {
+            index,
+            bytes: bytes as usize,
+            told: None,
         };
-        while let Some(&bytes) = line.chunks.get(line.ahead) {
-            let slot = &mut line.slots[line.ahead % SLOTS];
-            if slot.index.is_some() {
-                return;
+        for (stage, job) in slot.jobs.iter_mut().enumerate() {
+            let Some(mut job) = job.take() else { continue };
+            if stage as u64 == COPY {
+                job.spans[0].bytes = bytes.into();
             }
-            slot.index = Some(line.ahead);
-            *lock(&slot.desk) = Desk {
-                index: line.ahead,
-                bytes: bytes as usize,
-                told: None,
-            };
-            line.ahead += 1;
-            for (stage, job) in slot.jobs.iter_mut().enumerate() {
-                let Some(mut job) = job.take() else { continue };
-                if stage as u64 == COPY {
-                    job.spans[0].bytes = bytes.into();
-                }
-                self.device.submit(job);
-            }
+            self.device.submit(job);
         }
     }
 
-    /// A chunk of a pair, once it is there. A copy that the device lost shows when its rows are digested on the other
-    /// side.
-    pub(in crate::transfer) fn get(
-        &self,
-        pair: usize,
-        index: usize,
-    ) -> Result<Option<Fetched<'_>>, String> {
-        let Some(line) = &self.lines[pair] else {
+    /// The chunk that was asked for first, once it is there. A copy that the device lost shows when its rows are digested
+    /// on the other side.
+    pub(in crate::transfer) fn get(&self) -> Result<Option<Fetched<'_>>, String> {
+        if !self.is_busy() {
             return Ok(None);
-        };
-        let slot = &line.slots[index % SLOTS];
+        }
+        let slot = &self.slots[self.handed % SLOTS];
         let [Some(_), Some(copy)] = &slot.jobs else {
             return Ok(None);
         };
-        if slot.index != Some(index) {
-            return Ok(None);
-        }
-        let Some((counts, digest)) = lock(&slot.desk).told else {
-            let rank = line.rank;
+        let desk = lock(&slot.desk);
+        let Some((counts, digest)) = desk.told else {
+            let (index, rank) = (desk.index, self.rank);
             return Err(format!(
                 "chunk {index} of the pair with rank {rank}: it was not gathered, although the device reported the job as done"
             ));
@@ -152,11 +145,9 @@ impl Fetching {
         }))
     }
 
-    /// A chunk of a pair is handed on; its place is free.
-    pub(in crate::transfer) fn done(&mut self, pair: usize, index: usize) {
-        if let Some(line) = &mut self.lines[pair] {
-            line.slots[index % SLOTS].index = None;
-        }
+    /// That chunk is handed on; its place is free.
+    pub(in crate::transfer) fn done(&mut self) {
+        self.handed += 1;
     }
 
     /// Takes in what the device has done.
@@ -164,10 +155,7 @@ impl Fetching {
         while let Some(finished) = self.device.completed() {
             let name = finished.job.name;
             let (at, stage) = ((name / 2) as usize, name % 2);
-            let Some(line) = &mut self.lines[at / SLOTS] else {
-                continue;
-            };
-            let slot = &mut line.slots[at % SLOTS];
+            let slot = &mut self.slots[at];
             slot.jobs[stage as usize] = Some(finished.job);
             if let Err(error) = finished.outcome {
                 let what = match stage {
@@ -175,7 +163,7 @@ impl Fetching {
                     _ => "copying from the device",
                 };
                 let index = lock(&slot.desk).index;
-                return Err(failed(what, index, line.rank, &error));
+                return Err(failed(what, index, self.rank, &error));
             }
         }
         Ok(())
@@ -184,25 +172,6 @@ impl Fetching {
     /// Waits until something has happened on the device.
     pub(in crate::transfer) fn wait(&self, timeout: Duration) {
         self.device.stream.wait(timeout);
-    }
-}
-
-impl Line {
-    fn new(device: &Device, pair: usize, runner: Runner, key: u64) -> Result<Self, String> {
-        let chunks: Vec<u32> = runner.chunks().iter().map(|chunk| chunk.bytes).collect();
-        let most = chunks.iter().copied().max().unwrap_or(0);
-        let rank = runner.pair().target;
-        let common = Arc::new(Common {
-            key: runner.digest_key(key),
-            runner: Mutex::new(runner),
-        });
-        let slots = (0..SLOTS).map(|at| Slot::new(device, pair * SLOTS + at, most.into(), &common));
-        Ok(Self {
-            slots: slots.collect::<Result<_, _>>()?,
-            chunks,
-            rank,
-            ahead: 0,
-        })
     }
 }
 
@@ -227,7 +196,6 @@ impl Slot {
         Ok(Self {
             jobs: [Some(gather), Some(copy)],
             desk,
-            index: None,
         })
     }
 }

@@ -10,7 +10,7 @@ use moai_memory::{Job, Read, Region, Work, sim::DeviceMemory};
 use moai_translate::format::Counts;
 
 use super::{Device, failed, lock, span};
-use crate::{digest::DigestKey, execute::Runner, protocol::LinkId};
+use crate::{digest::DigestKey, execute::Runner};
 
 /// Chunks on the device at a time: one that is copied, one that is placed, one that is read back, and one that arrives
 /// meanwhile.
@@ -22,7 +22,7 @@ const COPY: u64 = 0;
 const PLACE: u64 = 1;
 const CHECK: u64 = 2;
 
-/// Chunks on their way into a device's pages, of all links of a rank.
+/// Chunks of one pair on their way into a device's pages.
 pub(in crate::transfer) struct Placing {
     device: Device,
     slots: Vec<Slot>,
@@ -31,7 +31,6 @@ pub(in crate::transfer) struct Placing {
 /// A chunk whose rows were found in their pages.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::transfer) struct Placed {
-    pub(in crate::transfer) link: LinkId,
     pub(in crate::transfer) index: usize,
     /// Digest of the rows that arrived.
     pub(in crate::transfer) digest: u64,
@@ -48,7 +47,6 @@ struct Slot {
 /// What a slot's kernels are to do, and what they found.
 #[derive(Debug, Default)]
 struct Desk {
-    link: LinkId,
     index: usize,
     /// Rank of the other side.
     rank: u32,
@@ -63,25 +61,25 @@ struct Desk {
 
 /// What all kernels share.
 struct Common {
-    runners: Mutex<Vec<Runner>>,
+    runner: Mutex<Runner>,
     key: Arc<DigestKey>,
 }
 
 impl Placing {
-    /// For a pool that lies on a device; `None` for others. `runners` are those of the links, for the kernels alone.
+    /// For a pool that lies on a device; `None` for others. `runner` is for the kernels alone.
     pub(in crate::transfer) fn new(
         pool: &[Region],
-        runners: impl FnOnce() -> Vec<Runner>,
+        runner: impl FnOnce() -> Runner,
         key: &Arc<DigestKey>,
     ) -> Result<Option<Self>, String> {
         let Some(device) = Device::of(pool)? else {
             return Ok(None);
         };
-        let runners = runners();
-        let chunks = runners.iter().flat_map(|runner| runner.chunks().iter());
-        let most = chunks.map(|chunk| chunk.bytes).max().unwrap_or(0);
+        let runner = runner();
+        let most = runner.chunks().iter().map(|chunk| chunk.bytes).max();
+        let most = most.unwrap_or(0);
         let common = Arc::new(Common {
-            runners: Mutex::new(runners),
+            runner: Mutex::new(runner),
             key: Arc::clone(key),
         });
         let slots = (0..SLOTS).map(|at| Slot::new(&device, at, most.into(), &common));
@@ -105,7 +103,7 @@ impl Placing {
     #[must_use]
     pub(in crate::transfer) fn place(
         &mut self,
-        (link, rank): (LinkId, u32),
+        rank: u32,
         index: usize,
         rows: &[u8],
         digest: u64,
@@ -115,7 +113,6 @@ impl Placing {
         };
         slot.is_free = false;
         *lock(&slot.desk) = Desk {
-            link,
             index,
             rank,
             bytes: rows.len(),
@@ -186,7 +183,6 @@ impl Desk {
             return wrong("its pages do not hold what was placed");
         }
         Ok(Placed {
-            link: self.link,
             index: self.index,
             digest: self.digest,
             counts,
@@ -251,13 +247,13 @@ impl Kernel {
         let last = memory.len() - 1;
         let (mut pages, staging) = memory.split_at(last);
         let rows = &staging.bytes(0)[..desk.bytes];
-        let runner = &mut lock(&self.common.runners)[desk.link];
+        let runner = &mut lock(&self.common.runner);
         desk.told = Some(runner.scatter_told(desk.index, rows, &mut pages, &self.common.key));
     }
 
     fn check(&self, pages: &mut DeviceMemory<'_>) {
         let mut desk = lock(&self.desk);
-        let runner = &mut lock(&self.common.runners)[desk.link];
+        let runner = &mut lock(&self.common.runner);
         desk.found = runner.digest_written(desk.index, &*pages, &self.common.key);
     }
 }

@@ -1,0 +1,316 @@
+//! What a producer does for one part: a pair of ranks of an offer.
+
+use std::{collections::VecDeque, time::Duration};
+
+use moai_memory::Region;
+use moai_translate::format::Counts;
+use moai_transport::{Batch, Interface, Path, PeerId, Posted};
+
+use super::{Report, Route, TURN_BYTES, device::Fetching, order::Order, pace::Pace};
+use crate::{
+    cost::Way,
+    digest::DigestKey,
+    execute::Runner,
+    protocol::node::{LinkId, ServeId},
+};
+
+/// Chunks of a part, on their way or being digested where they lie.
+#[derive(Debug)]
+pub(super) struct Serving {
+    pub(super) id: ServeId,
+    pub(super) offer: u64,
+    pub(super) link: LinkId,
+    pub(super) runner: Runner,
+    /// Number of the part in the ids of its batches.
+    stream: u64,
+    pub(super) way: Way,
+    pub(super) order: Order,
+    /// Bytes of what is done, as they would go over a wire.
+    pub(super) done: u64,
+    /// Digests of what is done.
+    sums: Vec<u64>,
+    key: DigestKey,
+    /// Where its pages lie, if the processor cannot load from them; and sums that end with a chunk that is there.
+    pub(super) device: Option<Fetching>,
+    ends: VecDeque<(usize, Option<u32>)>,
+    pub(super) path: Option<Path>,
+    /// Why its pages are sent.
+    pub(super) why: Option<String>,
+}
+
+/// How a turn of work ended.
+#[derive(Debug)]
+pub(super) enum Turn {
+    /// There may be more.
+    Did,
+    /// Nothing more is ready.
+    All,
+    /// Not before a pause.
+    Pause(Duration),
+    /// The transport has no room.
+    Full,
+    /// Not before the device has fetched more.
+    Fetching,
+    /// It cannot go on.
+    Failed(String),
+}
+
+/// A part that a consumer has asked for.
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub(super) id: ServeId,
+    pub(super) offer: u64,
+    pub(super) link: LinkId,
+    pub(super) stream: u64,
+    pub(super) key: u64,
+}
+
+impl Serving {
+    pub(super) fn new(ask: Ask, runner: Runner, device: Option<Fetching>) -> Self {
+        let Ask {
+            id,
+            offer,
+            link,
+            stream,
+            key,
+        } = ask;
+        Self {
+            id,
+            offer,
+            link,
+            stream,
+            way: Way::Sent,
+            order: Order::new(&runner),
+            done: 0,
+            sums: vec![0; runner.chunks().parts()],
+            key: runner.digest_key(key),
+            runner,
+            device,
+            ends: VecDeque::new(),
+            path: None,
+            why: None,
+        }
+    }
+
+    /// Sends from the start what was to be mapped.
+    pub(super) fn send_instead(&mut self) {
+        self.way = Way::Sent;
+        self.order.restart();
+        self.done = 0;
+        self.sums.fill(0);
+    }
+
+    /// Some work, as far as the interface and the pace allow.
+    pub(super) fn turn(
+        &mut self,
+        (interface, to): (&mut dyn Interface, PeerId),
+        pool: &[Region],
+        pace: &mut Pace,
+        report: &mut Report,
+    ) -> Turn {
+        match (self.way, &self.device) {
+            (Way::Mapped, _) => self.digest(pool, pace, report),
+            (Way::Sent, None) => self.send((interface, to), pool, pace, report),
+            (Way::Sent, Some(_)) => self.send_fetched((interface, to), pace, report),
+        }
+    }
+
+    /// Sums that are complete since the last call: the first, and their digests.
+    pub(super) fn complete(&mut self) -> Vec<(u32, Vec<u64>)> {
+        let runs = self.order.gone().into_iter();
+        let sums =
+            |run: &std::ops::Range<u32>| self.sums[run.start as usize..run.end as usize].to_vec();
+        runs.map(|run| (run.start, sums(&run))).collect()
+    }
+
+    /// Digests some of the pages where they lie.
+    fn digest(&mut self, pool: &[Region], pace: &mut Pace, report: &mut Report) -> Turn {
+        let mut bytes = 0;
+        while bytes < TURN_BYTES {
+            let Some((index, chunk)) = self.order.next(self.runner.chunks()) else {
+                return if bytes > 0 { Turn::Did } else { Turn::All };
+            };
+            if let Some(pause) = pace.pause() {
+                return Turn::Pause(pause);
+            }
+            let (_, digest) = self.runner.digest_lent(index, pool, &self.key);
+            let [read, wire, _] = self.runner.row_bytes(index);
+            pace.add(wire);
+            bytes += read;
+            report.bytes_mapped += read;
+            report.chunks_mapped += 1;
+            let end = self.order.advance();
+            self.did(index, chunk.part, digest, end, report);
+        }
+        Turn::Did
+    }
+
+    /// Hands the next chunk to the transport.
+    fn send(
+        &mut self,
+        (interface, to): (&mut dyn Interface, PeerId),
+        pool: &[Region],
+        pace: &mut Pace,
+        report: &mut Report,
+    ) -> Turn {
+        let Some((index, chunk)) = self.order.next(self.runner.chunks()) else {
+            return Turn::All;
+        };
+        if let Some(pause) = pace.pause() {
+            return Turn::Pause(pause);
+        }
+        let batch = Batch {
+            id: batch_id(self.stream, index),
+            bytes: chunk.bytes,
+        };
+        let (mut counts, mut digest) = (Counts::default(), 0);
+        let posted = interface.post(to, batch, &mut |out| {
+            (counts, digest) = self.runner.gather_digested(index, pool, out, &self.key);
+        });
+        match posted {
+            Ok(Posted::Done | Posted::InFlight(_)) => {
+                let end = self.order.advance();
+                self.posted(index, counts, pace, report);
+                self.did(index, chunk.part, digest, end, report);
+                Turn::Did
+            }
+            Ok(Posted::Busy) => Turn::Full,
+            Err(error) => Turn::Failed(format!("cannot send: {error}")),
+        }
+    }
+
+    /// As [`send`](Self::send), of what a device has fetched.
+    fn send_fetched(
+        &mut self,
+        (interface, to): (&mut dyn Interface, PeerId),
+        pace: &mut Pace,
+        report: &mut Report,
+    ) -> Turn {
+        let Some(device) = &mut self.device else {
+            return Turn::All;
+        };
+        if let Err(why) = device.collect() {
+            return device_failed(why);
+        }
+        while device.has_room()
+            && let Some((index, chunk)) = self.order.next(self.runner.chunks())
+        {
+            device.ask(index, chunk.bytes);
+            let end = self.order.advance();
+            self.ends.push_back((index, end));
+        }
+        let Some(&(index, end)) = self.ends.front() else {
+            return Turn::All;
+        };
+        let Some(chunk) = self.runner.chunks().get(index) else {
+            return Turn::All;
+        };
+        let fetched = match device.get() {
+            Ok(Some(fetched)) => fetched,
+            Ok(None) => return Turn::Fetching,
+            Err(why) => return device_failed(why),
+        };
+        if let Some(pause) = pace.pause() {
+            return Turn::Pause(pause);
+        }
+        let batch = Batch {
+            id: batch_id(self.stream, index),
+            bytes: chunk.bytes,
+        };
+        let posted = interface.post(to, batch, &mut |out| out.copy_from_slice(fetched.rows));
+        let (counts, digest) = (fetched.counts, fetched.digest);
+        match posted {
+            Ok(Posted::Done | Posted::InFlight(_)) => {
+                device.done();
+                self.ends.pop_front();
+                self.posted(index, counts, pace, report);
+                self.did(index, chunk.part, digest, end, report);
+                Turn::Did
+            }
+            Ok(Posted::Busy) => Turn::Full,
+            Err(error) => Turn::Failed(format!("cannot send: {error}")),
+        }
+    }
+
+    /// Counts a chunk as handed over.
+    fn posted(&mut self, index: usize, counts: Counts, pace: &mut Pace, report: &mut Report) {
+        let wire = self.runner.row_bytes(index)[1];
+        report.bytes_wire += wire;
+        report.saturated += counts.saturated;
+        report.nan += counts.nan;
+        pace.add(wire);
+    }
+
+    fn did(&mut self, index: usize, sum: u32, digest: u64, end: Option<u32>, report: &mut Report) {
+        let total = &mut self.sums[sum as usize];
+        *total = total.wrapping_add(digest);
+        let [read, wire, _] = self.runner.row_bytes(index);
+        self.done += wire;
+        report.bytes_read += read;
+        report.chunks += 1;
+        if let Some(part) = end {
+            self.order.finish(part);
+        }
+    }
+
+    /// What carried its bytes.
+    pub(super) fn route(&mut self) -> Option<Route> {
+        let peer = self.runner.pair().target;
+        let rank = self.runner.pair().source;
+        let route = Route::new(
+            (rank, peer),
+            self.path.take()?,
+            self.way,
+            self.why.as_deref(),
+        );
+        Some(route.fell_back(self.why.is_some()))
+    }
+}
+
+fn device_failed(why: String) -> Turn {
+    Turn::Failed(format!("the device with the pages failed: {why}"))
+}
+
+/// Bits of a chunk's number in the id of its batch: a request has 2^20 at most, and so has a part of it.
+const CHUNK_BITS: u32 = 20;
+/// Bits of the part's number.
+const PART_BITS: u32 = 13;
+
+const _: () = assert!(crate::limits::MAX_CHUNKS <= 1 << CHUNK_BITS);
+const _: () = assert!(crate::limits::MAX_PARTS <= 1 << PART_BITS);
+
+/// What names a part of a consumer's transfer in the ids of batches on its link. Of transfers, it has the last 31 bits: one
+/// that far back is not served any more.
+pub(super) fn stream_of(transfer: u64, part: u32) -> u64 {
+    let transfer = transfer & ((1 << (64 - PART_BITS - CHUNK_BITS)) - 1);
+    transfer << PART_BITS | u64::from(part)
+}
+
+fn batch_id(stream: u64, index: usize) -> u64 {
+    stream << CHUNK_BITS | index as u64
+}
+
+/// The part, and the chunk.
+pub(super) fn parse_batch(id: u64) -> (u64, u64) {
+    (id >> CHUNK_BITS, id & ((1 << CHUNK_BITS) - 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_and_chunks_are_told_apart_in_the_ids_of_batches() {
+        let mut seen = std::collections::BTreeSet::new();
+        for transfer in [1, 2, u64::from(u32::MAX) / 2] {
+            for part in [0, 1, 8191] {
+                for chunk in [0, 1, (1 << CHUNK_BITS) - 1] {
+                    let stream = stream_of(transfer, part);
+                    let id = batch_id(stream, chunk);
+                    assert_eq!(parse_batch(id), (stream, chunk as u64));
+                    assert!(seen.insert(id));
+                }
+            }
+        }
+    }
+}
