@@ -82,6 +82,10 @@ impl Fabric {
         &self.config
     }
 
+    pub(crate) fn metrics(&self) -> Option<&Arc<Metrics>> {
+        self.metrics.as_ref()
+    }
+
     /// The kind of memory for a producer's pool: as configured, or that in which its pages can be reached in every way
     /// that is allowed.
     #[must_use]

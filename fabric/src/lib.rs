@@ -1,6 +1,7 @@
 //! The assembled stack: what a program that moves caches depends on.
 //!
 //! - [`Fabric`]: one rank's part of a live transfer. [`config`]: its settings and the environment.
+//! - [`Engine`]: one process of an engine, for as many transfers as there are.
 //! - [`providers`]: the ways of moving bytes.
 //! - [`files`]: descriptions and pools in files.
 //! - [`device`]: pools on a device, to it and back.
@@ -15,6 +16,7 @@ pub mod check;
 pub mod config;
 pub mod device;
 pub mod directory;
+mod engine;
 mod fabric;
 pub mod files;
 pub mod limits;
@@ -23,6 +25,7 @@ pub mod providers;
 pub mod synthetic;
 mod transports;
 
+pub use engine::{Engine, EngineError, EngineSetup};
 pub use fabric::{Fabric, FabricError, Server};
 pub use moai_collectives as collectives;
 pub use moai_memory as memory;
