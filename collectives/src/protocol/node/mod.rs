@@ -142,6 +142,8 @@ pub struct Node {
     // As a consumer.
     grants: BTreeMap<u64, Grant>,
     ended_grants: Ended,
+    /// Offers that were pulled into grants.
+    taken: BTreeMap<u64, u64>,
     transfers: BTreeMap<TransferId, Transfer>,
     next_transfer: u64,
 }
@@ -224,6 +226,7 @@ impl Node {
             parked: BTreeMap::new(),
             grants: BTreeMap::new(),
             ended_grants: Ended::default(),
+            taken: BTreeMap::new(),
             transfers: BTreeMap::new(),
             next_transfer: 1,
             config,

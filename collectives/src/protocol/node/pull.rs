@@ -231,7 +231,7 @@ impl Node {
         self.at(now_ns);
         let peer = self.may_pull(&spec, unix_ms)?;
         if let Some(grant) = spec.grant {
-            self.take_grant(grant)
+            self.take_grant(grant, spec.handle.fields().number)
                 .map_err(|why| Failure::Local { why })?;
         }
         let id = self.begin(spec, peer, false);
@@ -259,7 +259,7 @@ impl Node {
             return Err(Failure::NoPath { rank: 0, why });
         };
         if let Some(grant) = spec.grant {
-            self.take_grant(grant)
+            self.take_grant(grant, spec.handle.fields().number)
                 .map_err(|why| Failure::Local { why })?;
         }
         spec.parts.push(Expected {

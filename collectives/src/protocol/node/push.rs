@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{Action, LinkId, Node, Reason, link::LinkState, message::Message, timers::Timer};
 use crate::{
-    limits::MAX_GRANTS,
+    limits::{MAX_ENDED, MAX_GRANTS},
     protocol::handle::{Handle, HandleFields, HandleKind},
 };
 
@@ -251,7 +251,11 @@ impl Node {
         let Some(this) = self.grants.get(&number) else {
             return match self.ended_grants.get(number) {
                 // Other nodes of the producer said it before.
-                Some(Reason::Consumed) => Ok(None),
+                Some(Reason::Consumed)
+                    if self.taken.get(&number) == Some(&offer.fields().number) =>
+                {
+                    Ok(None)
+                }
                 Some(reason) => Err((reason, format!("grant {number} has ended"))),
                 None => Err((Reason::UnknownOffer, format!("there is no grant {number}"))),
             };
@@ -289,7 +293,7 @@ impl Node {
     }
 
     /// A transfer takes the pages of a grant over.
-    pub(super) fn take_grant(&mut self, grant: u64) -> Result<(), String> {
+    pub(super) fn take_grant(&mut self, grant: u64, offer: u64) -> Result<(), String> {
         if self.grants.remove(&grant).is_none() {
             return Err(format!(
                 "there is no grant {grant}, or a transfer has taken it"
@@ -297,6 +301,10 @@ impl Node {
         }
         self.timers.clear(Timer::Grant(grant));
         self.ended_grants.add(grant, Reason::Consumed);
+        self.taken.insert(grant, offer);
+        while self.taken.len() > MAX_ENDED {
+            self.taken.pop_first();
+        }
         Ok(())
     }
 
