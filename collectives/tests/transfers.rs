@@ -369,8 +369,15 @@ fn pages_that_change_while_they_are_lent_are_never_committed() {
         });
         for report in &ends.consumers {
             let digest = match report.failure() {
-                Some(Failure::Digest { component, .. }) => {
+                Some(Failure::Digest {
+                    component, pages, ..
+                }) => {
                     assert_eq!(component, "key");
+                    let dirty: Vec<u32> = { report.dirty() }
+                        .iter()
+                        .flat_map(|list| list.pages.clone())
+                        .collect();
+                    assert!(!pages.is_empty() && pages.iter().all(|page| dirty.contains(page)));
                     true
                 }
                 _ => false,

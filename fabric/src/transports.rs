@@ -89,7 +89,10 @@ impl Wants {
 
 /// Where the nodes of engines listen, as whoever uses an engine or its directory says.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct AddressBook(Arc<Mutex<HashMap<(String, u32), Vec<Address>>>>);
+pub(crate) struct AddressBook(Arc<Mutex<Addresses>>);
+
+/// Of each node of an engine.
+type Addresses = HashMap<(String, u32), Vec<Address>>;
 
 impl AddressBook {
     /// All that is known of an engine's nodes from now on.

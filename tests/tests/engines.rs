@@ -6,7 +6,7 @@ use std::{
 };
 
 use moai_collectives::{
-    protocol::node::{ALL_LAYERS, Failure, Reason, TransferId},
+    protocol::node::{ALL_LAYERS, Failure, Reason, Trace, TransferId},
     request::Request,
     transfer::{Ended, Event, Grant, Offer, Pull},
 };
@@ -221,6 +221,46 @@ fn layers_come_as_they_are_written_in_any_order_and_by_tokens() {
         assert!(report.is_committed(), "{report:?}");
         let wanted = wanted((&prefill, &its), (&decode, &own), before);
         assert!(same(&decode.copy(), &wanted));
+    }
+}
+
+#[test]
+fn reports_say_where_the_time_went_and_carry_the_producers_trace() {
+    for way in WAYS {
+        let (prefill, decode) = pair(way);
+        let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let mut offer = Offer::new(1, prefill.shape.request(400, 0), LEASE);
+        offer.trace = Some(Trace::parse(text).unwrap());
+        offer.name = "cmpl-7".into();
+        let handle = prefill.engine.offer(offer).unwrap();
+        let mut pull = Pull::new(handle, decode.shape.request(400, 0), LIMIT);
+        pull.name = "cmpl-7d".into();
+        let (report, _) = decode.ended(pulled(&decode, pull), LIMIT);
+        assert_eq!(report.trace.as_deref(), Some(text));
+        let times = [
+            report.linked_ns,
+            report.first_ns,
+            report.last_ns,
+            report.elapsed_ns,
+        ];
+        assert!(times[0] > 0 && times.is_sorted(), "{times:?}");
+        assert!(
+            report.routes.iter().all(|route| route.provider == way),
+            "{report:?}"
+        );
+        let line = serde_json::to_value(&report).unwrap();
+        assert_eq!(
+            (&line["request"], &line["ended"]["outcome"]),
+            (&"cmpl-7d".into(), &"committed".into())
+        );
+        let its = prefill.wait(LIMIT, |event| match event {
+            Event::Released { report, .. } => Some(report.clone()),
+            _ => None,
+        });
+        assert_eq!(
+            (its.request.as_str(), its.trace.as_deref()),
+            ("cmpl-7", Some(text))
+        );
     }
 }
 

@@ -351,24 +351,24 @@ impl Runner {
         DigestKey::new(key, self.longest_row()).covering(coverage)
     }
 
-    /// What one of the [sums](Chunks::parts) of digests is of: the global layer, and its chunks.
+    /// One of the [parts](Chunks::parts) of what it moves: the global layer, and its chunks.
     ///
     /// # Panics
     ///
     /// If there are not so many.
     #[must_use]
-    pub fn sum(&self, part: usize) -> (u32, std::ops::Range<usize>) {
+    pub fn part(&self, part: usize) -> (u32, std::ops::Range<usize>) {
         let (step, layer, chunks) = self.chunks.part(part);
         (self.pair.steps[step].layers[layer as usize].layer, chunks)
     }
 
-    /// The component that one of the sums of digests is of.
+    /// The component that one of the parts is of.
     ///
     /// # Panics
     ///
     /// If there are not so many.
     #[must_use]
-    pub fn sum_component(&self, part: usize) -> &str {
+    pub fn part_component(&self, part: usize) -> &str {
         let (step, ..) = self.chunks.part(part);
         &self.requested.agreed().agreement.spans[self.pair.steps[step].span].name
     }

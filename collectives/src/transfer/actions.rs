@@ -1,6 +1,6 @@
 //! What a driver does about each action of its node.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use moai_memory::Region;
 
@@ -230,7 +230,7 @@ impl<N: Network> Driver<N> {
         let owed = Owed {
             chunks: serving.runner.chunks().len() as u64,
             bytes: serving.runner.wire_bytes(),
-            steps: serving.runner.chunks().parts() as u32,
+            steps: serving.runner.chunks().len() as u32,
             parts,
             mapped,
         };
@@ -264,6 +264,7 @@ impl<N: Network> Driver<N> {
             map,
             name,
             started,
+            by_layer,
             ..
         } = pull;
         let ranks = core.memory.ranks();
@@ -321,6 +322,23 @@ impl<N: Network> Driver<N> {
             }
             expected.push(expect(&requested, &part.runner, maps)?);
             pulling.parts.push(part);
+        }
+        if by_layer {
+            let (mut moved, mut there) = (BTreeSet::new(), BTreeSet::new());
+            for runner in pulling.parts.iter().map(|part| &part.runner) {
+                for (layer, chunks) in (0..runner.chunks().parts()).map(|part| runner.part(part)) {
+                    let layers = if chunks.is_empty() {
+                        &mut there
+                    } else {
+                        &mut moved
+                    };
+                    layers.insert(layer);
+                }
+            }
+            // Nobody waits for a layer of which all is there.
+            for &layer in there.difference(&moved) {
+                core.events.push_back(Event::Layer { transfer, layer });
+            }
         }
         core.pullings.insert(transfer, pulling);
         Ok(expected)
@@ -404,19 +422,26 @@ fn expect(requested: &Requested, runner: &Runner, map: bool) -> Result<Expected,
     } else {
         0
     };
-    let step = |sum| Step {
-        layer: runner.sum(sum).0,
-        component: runner.sum_component(sum).into(),
-    };
-    let chunk = |chunk: crate::plan::Chunk| Chunk {
+    // A digest for each chunk: it is known which pages a difference is in.
+    let mut steps: Vec<Step> = Vec::with_capacity(chunks.len());
+    for part in 0..chunks.parts() {
+        let (layer, of_part) = runner.part(part);
+        let component: Arc<str> = runner.part_component(part).into();
+        let step = || Step {
+            layer,
+            component: Arc::clone(&component),
+        };
+        steps.extend(of_part.map(|_| step()));
+    }
+    let chunk = |(step, chunk): (u32, crate::plan::Chunk)| Chunk {
         bytes: chunk.bytes,
-        step: chunk.part,
+        step,
     };
     Ok(Expected {
         source: runner.pair().source,
         target: runner.pair().target,
-        chunks: chunks.iter().map(chunk).collect(),
-        steps: (0..chunks.parts()).map(step).collect(),
+        chunks: (0..).zip(chunks.iter()).map(chunk).collect(),
+        steps: steps.into(),
         map,
         pages: u32::try_from(pages).map_err(|_| format!("{pages} pages to be mapped"))?,
     })
@@ -642,6 +667,15 @@ impl Core {
         let dirty = { self.pullings.get(&transfer) }
             .map(|pulling| pulling.dirty(dirty))
             .unwrap_or_default();
+        let mut outcome = outcome;
+        if let (Outcome::Failed(Failure::Digest { at, pages, .. }), Some(pulling)) =
+            (&mut outcome, self.pullings.get(&transfer))
+            && let Some(part) = pulling.parts.get(at.0 as usize)
+        {
+            part.runner.pages(at.1 as usize, |_, page| pages.push(page));
+            pages.sort_unstable();
+            pages.dedup();
+        }
         report.end(outcome, dirty);
         if fenced {
             self.forget(transfer);

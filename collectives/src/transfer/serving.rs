@@ -6,7 +6,12 @@ use moai_memory::Region;
 use moai_translate::format::Counts;
 use moai_transport::{Batch, Interface, Path, PeerId, Posted};
 
-use super::{Report, Route, TURN_BYTES, device::Fetching, order::Order, pace::Pace};
+use super::{
+    Report, Route, TURN_BYTES,
+    device::Fetching,
+    order::{Gone, Order},
+    pace::Pace,
+};
 use crate::{
     cost::Way,
     digest::DigestKey,
@@ -27,12 +32,13 @@ pub(super) struct Serving {
     pub(super) order: Order,
     /// Bytes of what is done, as they would go over a wire.
     pub(super) done: u64,
-    /// Digests of what is done.
+    /// Digests of chunks that are done, and those of them that are to be told.
     sums: Vec<u64>,
+    gone: Gone,
     key: DigestKey,
-    /// Where its pages lie, if the processor cannot load from them; and sums that end with a chunk that is there.
+    /// Where its pages lie, if the processor cannot load from them; and chunks that are there, or on their way.
     pub(super) device: Option<Fetching>,
-    ends: VecDeque<(usize, Option<u32>)>,
+    fetched: VecDeque<(usize, bool)>,
     pub(super) path: Option<Path>,
     /// Why its pages are sent.
     pub(super) why: Option<String>,
@@ -82,11 +88,12 @@ impl Serving {
             way: Way::Sent,
             order: Order::new(&runner),
             done: 0,
-            sums: vec![0; runner.chunks().parts()],
+            sums: vec![0; runner.chunks().len()],
+            gone: Gone::default(),
             key: runner.digest_key(key),
             runner,
             device,
-            ends: VecDeque::new(),
+            fetched: VecDeque::new(),
             path: None,
             why: None,
         }
@@ -97,7 +104,7 @@ impl Serving {
         self.way = Way::Sent;
         self.order.restart();
         self.done = 0;
-        self.sums.fill(0);
+        self.gone.clear();
     }
 
     /// Some work, as far as the interface and the pace allow.
@@ -115,19 +122,21 @@ impl Serving {
         }
     }
 
-    /// Sums that are complete since the last call: the first, and their digests.
-    pub(super) fn complete(&mut self) -> Vec<(u32, Vec<u64>)> {
-        let runs = self.order.gone().into_iter();
-        let sums =
-            |run: &std::ops::Range<u32>| self.sums[run.start as usize..run.end as usize].to_vec();
-        runs.map(|run| (run.start, sums(&run))).collect()
+    /// Digests that are to be told: of which chunk the first is, and the digests. `all` says that no more follow at once.
+    pub(super) fn untold(&mut self, all: bool) -> Vec<(u32, Vec<u64>)> {
+        let runs = self.gone.take(all).into_iter();
+        let sums = |run: std::ops::Range<u32>| {
+            let sums = &self.sums[run.start as usize..run.end as usize];
+            (run.start, sums.to_vec())
+        };
+        runs.map(sums).collect()
     }
 
     /// Digests some of the pages where they lie.
     fn digest(&mut self, pool: &[Region], pace: &mut Pace, report: &mut Report) -> Turn {
         let mut bytes = 0;
         while bytes < TURN_BYTES {
-            let Some((index, chunk)) = self.order.next(self.runner.chunks()) else {
+            let Some((index, _)) = self.order.next(self.runner.chunks()) else {
                 return if bytes > 0 { Turn::Did } else { Turn::All };
             };
             if let Some(pause) = pace.pause() {
@@ -139,8 +148,8 @@ impl Serving {
             bytes += read;
             report.bytes_mapped += read;
             report.chunks_mapped += 1;
-            let end = self.order.advance();
-            self.did(index, chunk.part, digest, end, report);
+            let is_last = self.order.advance();
+            self.did(index, digest, is_last, report);
         }
         Turn::Did
     }
@@ -169,9 +178,9 @@ impl Serving {
         });
         match posted {
             Ok(Posted::Done | Posted::InFlight(_)) => {
-                let end = self.order.advance();
+                let is_last = self.order.advance();
                 self.posted(index, counts, pace, report);
-                self.did(index, chunk.part, digest, end, report);
+                self.did(index, digest, is_last, report);
                 Turn::Did
             }
             Ok(Posted::Busy) => Turn::Full,
@@ -196,10 +205,10 @@ impl Serving {
             && let Some((index, chunk)) = self.order.next(self.runner.chunks())
         {
             device.ask(index, chunk.bytes);
-            let end = self.order.advance();
-            self.ends.push_back((index, end));
+            let is_last = self.order.advance();
+            self.fetched.push_back((index, is_last));
         }
-        let Some(&(index, end)) = self.ends.front() else {
+        let Some(&(index, is_last)) = self.fetched.front() else {
             return Turn::All;
         };
         let Some(chunk) = self.runner.chunks().get(index) else {
@@ -222,9 +231,9 @@ impl Serving {
         match posted {
             Ok(Posted::Done | Posted::InFlight(_)) => {
                 device.done();
-                self.ends.pop_front();
+                self.fetched.pop_front();
                 self.posted(index, counts, pace, report);
-                self.did(index, chunk.part, digest, end, report);
+                self.did(index, digest, is_last, report);
                 Turn::Did
             }
             Ok(Posted::Busy) => Turn::Full,
@@ -241,16 +250,13 @@ impl Serving {
         pace.add(wire);
     }
 
-    fn did(&mut self, index: usize, sum: u32, digest: u64, end: Option<u32>, report: &mut Report) {
-        let total = &mut self.sums[sum as usize];
-        *total = total.wrapping_add(digest);
+    fn did(&mut self, index: usize, digest: u64, is_last: bool, report: &mut Report) {
+        self.sums[index] = digest;
+        self.gone.add(index, is_last);
         let [read, wire, _] = self.runner.row_bytes(index);
         self.done += wire;
         report.bytes_read += read;
         report.chunks += 1;
-        if let Some(part) = end {
-            self.order.finish(part);
-        }
     }
 
     /// What carried its bytes.

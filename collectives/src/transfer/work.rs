@@ -88,12 +88,12 @@ impl Core {
                 }
                 offered.report.last_ns = now;
             }
-            let complete = serving.complete();
-            if !complete.is_empty() {
+            let told = serving.untold(!matches!(turn, Turn::Did));
+            if !told.is_empty() {
                 worked.busy = true;
-                // Read after the last row of these steps was.
+                // Read after the last row of these chunks was.
                 let generation = offered.generation(ranks);
-                for (first, sums) in complete {
+                for (first, sums) in told {
                     let sums = Sums {
                         mapped: serving.way == Way::Mapped,
                         first,

@@ -69,6 +69,11 @@ pub enum Failure {
         layer: u32,
         /// Name of the component.
         component: String,
+        /// Part of the transfer, and its step.
+        at: (u32, u32),
+        /// Pages of this side that hold the step, where the driver knows: it has one for each chunk.
+        #[serde(default)]
+        pages: Vec<u32>,
         /// The digest of what arrived.
         here: u64,
         /// The digest of what was sent.
@@ -130,13 +135,24 @@ impl fmt::Display for Failure {
                 rank,
                 layer,
                 component,
+                at: _,
+                pages,
                 here,
                 there,
-            } => write!(
-                f,
-                "what arrived of {component} of layer {layer} is not what rank {rank} sent: \
-                 digest {here:016x} here, {there:016x} there"
-            ),
+            } => {
+                write!(f, "what arrived of {component} of layer {layer}")?;
+                match &pages[..] {
+                    [] => {}
+                    [page] => write!(f, " in page {page}")?,
+                    [first, .., last] => {
+                        write!(f, " in {} pages, {first} to {last},", pages.len())?;
+                    }
+                }
+                write!(
+                    f,
+                    " is not what rank {rank} sent: digest {here:016x} here, {there:016x} there"
+                )
+            }
             Self::NoPath { rank, why } => {
                 write!(f, "rank {rank} of the other side cannot be reached: {why}")
             }

@@ -945,6 +945,8 @@ impl Node {
                 rank,
                 layer,
                 component,
+                at: (part, step as u32),
+                pages: Vec::new(),
                 here,
                 there,
             };

@@ -471,6 +471,8 @@ fn reused_pages_and_other_digests_never_commit() {
         rank: 0,
         layer: 8,
         component,
+        at: (0, 1),
+        pages: _,
         here: 102,
         there: 103,
     } = net.failure(id)
