@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use moai_fabric::collectives::digest::Coverage;
 
 use super::Transport;
 use crate::{reshard::SideSpec, timing::Rounds};
@@ -27,6 +28,9 @@ pub(crate) struct Reshard {
     /// What moves the bytes, each in turn.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Transport::Tcp, Transport::Shm])]
     pub(crate) transport: Vec<Transport>,
+    /// How much is digested, each in turn, beside the first: full, sample or off [default: as usual, full].
+    #[arg(long, value_delimiter = ',', value_parser = coverage)]
+    pub(crate) digest: Vec<Coverage>,
     /// Tokens of the request, where no file says so [default: 2048, with --quick 64].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub(crate) tokens: Option<u32>,
@@ -51,5 +55,14 @@ impl Reshard {
 
     pub(crate) fn rounds(&self) -> Rounds {
         Rounds::exactly(self.rounds.unwrap_or(if self.quick { 3 } else { 7 }))
+    }
+}
+
+fn coverage(text: &str) -> Result<Coverage, String> {
+    match text {
+        "full" => Ok(Coverage::Full),
+        "sample" => Ok(Coverage::Sample),
+        "off" => Ok(Coverage::Off),
+        _ => Err("expected full, sample or off".to_owned()),
     }
 }

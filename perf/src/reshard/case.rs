@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use moai_fabric::{
     Fabric,
-    collectives::{descriptor::Descriptor, execute::Requested, request::Request},
+    collectives::{descriptor::Descriptor, digest::Coverage, execute::Requested, request::Request},
     config::Config,
     files,
 };
@@ -19,6 +19,8 @@ pub(crate) struct Case {
     pub(super) from: Source,
     pub(super) to: Source,
     pub(super) transport: Transport,
+    /// How much is digested.
+    pub(super) digest: Coverage,
     /// Of the request, where no file says so.
     pub(super) tokens: u32,
     pub(super) seed: u64,
@@ -63,8 +65,11 @@ impl Source {
 impl Case {
     /// The two sides and what they agreed on.
     pub(super) fn agree(&self) -> Result<Arc<Requested>, Failure> {
-        let producer = self.from.descriptor(self.tokens, self.seed)?;
-        let consumer = self.to.descriptor(self.tokens, self.seed)?;
+        let mut producer = self.from.descriptor(self.tokens, self.seed)?;
+        let mut consumer = self.to.descriptor(self.tokens, self.seed)?;
+        for (_, request) in [&mut producer, &mut consumer] {
+            request.coverage = self.digest;
+        }
         let requested = Requested::agree(producer, consumer)
             .map_err(|refusal| Failure::Input(refusal.to_string()))?;
         Ok(Arc::new(requested))

@@ -11,6 +11,7 @@ mod sides;
 
 use std::{fmt, time::Duration};
 
+use moai_fabric::collectives::digest::Coverage;
 use serde::Serialize;
 
 pub(crate) use producers::{COMMAND, producers};
@@ -40,7 +41,20 @@ pub(crate) fn reshard(command: &Reshard) -> Result<(), Failure> {
     ))?;
     report.show(heading())?;
     for &transport in &command.transport {
-        let cases = cases(command, transport);
+        let mut digests = command.digest.clone();
+        if digests.is_empty() {
+            digests.push(Coverage::Full);
+        }
+        let all = cases(command, transport).into_iter();
+        let cases: Vec<Case> = all
+            .flat_map(|case| {
+                let with = |&digest: &Coverage| Case {
+                    digest,
+                    ..case.clone()
+                };
+                digests.iter().map(with).collect::<Vec<_>>()
+            })
+            .collect();
         let mut open = Vec::new();
         for case in &cases {
             open.push(Consumers::open(&mut producers, case)?);
@@ -73,6 +87,7 @@ fn cases(command: &Reshard, transport: Transport) -> Vec<Case> {
         from,
         to,
         transport,
+        digest: Coverage::Full,
         tokens: command.tokens(),
         seed: command.seed,
     };
@@ -117,6 +132,7 @@ struct Row {
     transport: Transport,
     /// How the bytes came.
     way: String,
+    digest: Coverage,
     tokens: u32,
     rounds: u32,
     /// Bytes of rows in the producer's format, and as they went over the wire; 0 where pages were mapped.
@@ -146,6 +162,7 @@ impl Row {
             to: case.to.label(),
             transport: case.transport,
             way: last.way.clone(),
+            digest: case.digest,
             tokens,
             rounds: times.rounds,
             bytes_read: last.bytes_read,
@@ -163,10 +180,11 @@ impl fmt::Display for Row {
         let percent = self.percent.map(|percent| format!("{percent:.0} %"));
         writeln!(
             f,
-            "{:SIDE$}  {:SIDE$}  {:WAY$}  {:>6.2}  {:>6.2}  {:>6.2}  {:>9.0}  {:>8.2}  {:>10}",
+            "{:SIDE$}  {:SIDE$}  {:WAY$}  {:6}  {:>6.2}  {:>6.2}  {:>6.2}  {:>9.0}  {:>8.2}  {:>10}",
             self.from,
             self.to,
             self.way,
+            self.digest.to_string(),
             self.rate.gb_s,
             self.rate.least_gb_s,
             self.rate.most_gb_s,
@@ -183,7 +201,7 @@ const WAY: usize = 15;
 
 fn heading() -> String {
     format!(
-        "{:SIDE$}  {:SIDE$}  {:WAY$}    GB/s     min     max   tokens/s  CPU s/GB  of unchanged\n",
+        "{:SIDE$}  {:SIDE$}  {:WAY$}  digest    GB/s     min     max   tokens/s  CPU s/GB  of unchanged\n",
         "from", "to", "by"
     )
 }
