@@ -27,6 +27,7 @@ page! {
     Description "description.md"
     Formats "formats.md"
     Plans "plans.md"
+    Engines "engines.md"
     Transfers "transfers.md"
     Protocol "protocol.md"
     Transport "transport.md"
