@@ -148,6 +148,14 @@ pub enum Error {
         /// Largest value it may have.
         largest: u64,
     },
+    /// A certificate or key cannot be used.
+    #[error("{path}: {problem}")]
+    Credentials {
+        /// The file.
+        path: String,
+        /// What is wrong with it, and what would help.
+        problem: String,
+    },
     /// A system call failed.
     #[error("{call} failed: {cause}")]
     Os {

@@ -6,7 +6,7 @@ use moai_memory::Region;
 use thiserror::Error;
 
 use crate::wire::WireError;
-use crate::{Batch, PeerId, Piece, PieceError};
+use crate::{Batch, Identity, PeerId, Piece, PieceError};
 
 /// Where the payload of a batch goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -64,9 +64,84 @@ pub enum Closed {
         /// The limit that passed.
         limit_ms: u64,
     },
+    /// The peer could not prove who it is, or is someone whom this side does not let in; or the peer did not let us in.
+    #[error("not authenticated: {0}")]
+    Unauthenticated(#[source] Unauthenticated),
     /// This side finished the connection, and everything queued has gone out.
     #[error("closed by this side")]
     ByUs,
+}
+
+/// Why two sides did not come to trust each other. For this side alone: the peer is told no more than that it failed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum Unauthenticated {
+    /// Its certificate was not signed by an authority of ours, has expired, or the like.
+    #[error("the peer's certificate for {claimed} does not hold: {reason}; {way_out}")]
+    Certificate {
+        /// Names that it claims, unproved.
+        claimed: String,
+        /// What is wrong.
+        reason: String,
+        /// What would help.
+        way_out: &'static str,
+    },
+    /// It is who it is, and nobody whom the list lets in.
+    #[error(
+        "the peer is {identity}, and allowed are {allowed}; add it to MOAI_ALLOW if it shall be"
+    )]
+    NotAllowed {
+        /// What the peer has proved.
+        identity: Identity,
+        /// Who is let in.
+        allowed: String,
+    },
+    /// It holds another key than this side.
+    #[error("the peer holds another shared key; both sides need the same MOAI_SHARED_KEY_FILE")]
+    OtherKey,
+    /// A further connection of a peer comes from somebody else.
+    #[error("a further connection to {expected} was answered by {found}")]
+    OtherPeer {
+        /// Who the first connection is with.
+        expected: String,
+        /// Who this one is with.
+        found: String,
+    },
+    /// It speaks, but not TLS.
+    #[error(
+        "the peer speaks without TLS, and this side requires it; give the peer a certificate (MOAI_TLS_CERT) or the shared key (MOAI_SHARED_KEY_FILE)"
+    )]
+    Plain,
+    /// It speaks TLS, and this side does not.
+    #[error(
+        "the peer speaks TLS, and this side has neither a certificate (MOAI_TLS_CERT) nor a shared key (MOAI_SHARED_KEY_FILE)"
+    )]
+    Secured,
+    /// It has refused us; why, it keeps to itself.
+    #[error("the peer refused this side as {us}: {alert}; its log says why")]
+    Refused {
+        /// Who we are.
+        us: String,
+        /// The little that TLS tells.
+        alert: String,
+    },
+    /// It ended the connection before either side knew the other.
+    #[error(
+        "the peer ended the connection within the handshake; it may speak without TLS, or have refused this side: its log says why"
+    )]
+    Hung,
+    /// The handshake took too long.
+    #[error("the handshake was not over in {limit_ms} ms")]
+    Late {
+        /// The limit that passed.
+        limit_ms: u64,
+    },
+    /// Anything else.
+    #[error("the handshake failed: {reason}")]
+    Handshake {
+        /// What went wrong.
+        reason: String,
+    },
 }
 
 /// Receives what happens to the peers of an interface.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use moai_memory::Region;
 
 use crate::{
-    Address, Capabilities, Completion, Error, Handler, PeerId, Pieces, RegistrationId, Rights,
-    Stats,
+    Address, Capabilities, Completion, Error, Handler, Identity, PeerId, Pieces, RegistrationId,
+    Rights, Stats,
 };
 
 /// The caller's name for an operation that has been posted.
@@ -266,6 +266,12 @@ pub trait Interface: fmt::Debug {
 
     /// What carries the bytes to `peer`, and why; `None` for a stale id.
     fn path(&self, peer: PeerId) -> Option<Path>;
+
+    /// Who the peer has proved to be; `None` for a stale id, and where nobody proves anything: without a certificate or
+    /// key, and between processes of one host.
+    fn identity(&self, _peer: PeerId) -> Option<Identity> {
+        None
+    }
 
     /// Counters since the interface was opened.
     fn stats(&self) -> Stats;

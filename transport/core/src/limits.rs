@@ -119,6 +119,15 @@ pub const EAGER_WRITE_BYTES: usize = 128 << 10;
 /// Longest address, in bytes: the longest name of a host or of a socket's file, and what goes around it.
 pub const MAX_ADDRESS_BYTES: usize = 512;
 
+/// Names in one certificate.
+///
+/// A workload has one SPIFFE ID, a host a handful of DNS names; each is compared with every pattern.
+pub const MAX_NAMES: usize = 16;
+
+/// Patterns in one list of allowed peers: as many as the peers of a large cluster's prefixes, and few enough to compare
+/// one after the other.
+pub const MAX_PATTERNS: usize = 256;
+
 /// Regions that one interface can have registered.
 ///
 /// An engine registers its cache per layer and part: 2^16 is 128 ranks' worth of 256 layers and two parts in one

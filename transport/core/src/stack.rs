@@ -13,9 +13,9 @@ use tracing::{debug, warn};
 use crate::key::KEY_BYTES;
 use crate::limits::MAX_REGISTRATIONS;
 use crate::{
-    Address, Batch, Candidate, Capabilities, Closed, Completion, Error, Handler, Interface,
-    Landing, NoPath, Obstacle, Operation, Path, PeerId, Piece, Pieces, Posted, Provider, Reach,
-    RegistrationId, Reject, Rights, Stats, Token, Wanted, select,
+    Address, Batch, Candidate, Capabilities, Closed, Completion, Error, Handler, Identity,
+    Interface, Landing, NoPath, Obstacle, Operation, Path, PeerId, Piece, Pieces, Posted, Provider,
+    Reach, RegistrationId, Reject, Rights, Stats, Token, Wanted, select,
 };
 
 /// Interfaces of different providers, side by side.
@@ -966,6 +966,11 @@ impl Interface for Stack {
             path.is_fallback |= chosen.is_fallback;
         }
         Some(path)
+    }
+
+    fn identity(&self, peer: PeerId) -> Option<Identity> {
+        let (at, inner) = self.find(peer)?;
+        self.members[at].interface.identity(inner)
     }
 
     fn stats(&self) -> Stats {

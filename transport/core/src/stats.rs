@@ -25,6 +25,8 @@ use std::ops::Add;
 /// | `connected` | connections | made by us |
 /// | `accepted` | connections | taken from peers that came to us |
 /// | `rejected` | connections | turned away because the table of peers was full |
+/// | `authenticated` | connections | whose handshake ended well |
+/// | `distrusted` | connections | whose handshake failed, on whichever side |
 /// | `closed` | connections | ended, for whatever reason |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -57,6 +59,8 @@ pub struct Stats {
     pub connected: u64,
     pub accepted: u64,
     pub rejected: u64,
+    pub authenticated: u64,
+    pub distrusted: u64,
     pub closed: u64,
 }
 
@@ -93,6 +97,8 @@ impl Add for Stats {
             connected: self.connected + more.connected,
             accepted: self.accepted + more.accepted,
             rejected: self.rejected + more.rejected,
+            authenticated: self.authenticated + more.authenticated,
+            distrusted: self.distrusted + more.distrusted,
             closed: self.closed + more.closed,
         }
     }
