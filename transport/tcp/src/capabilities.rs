@@ -25,6 +25,6 @@ pub(crate) fn capabilities(config: &TcpConfig) -> Capabilities {
         max_batch: config.staging_bytes.min(limits::MAX_BATCH_BYTES),
         max_operation: limits::MAX_OPERATION_BYTES,
         lanes: config.lanes,
-        encrypted: false,
+        encrypted: config.security.is_on() && config.seal_payload,
     }
 }

@@ -1,7 +1,6 @@
 //! What is on its way into one socket: bytes that were gathered, and runs of regions between them.
 
 use std::io::{self, IoSlice};
-use std::os::fd::BorrowedFd;
 
 use moai_memory::{Job, Region};
 use moai_transport::wire::{HEADER_BYTES, Header};
@@ -9,7 +8,9 @@ use moai_transport::{Run, Stats};
 
 use crate::limits::{FORESEEN_PIECE_BYTES, VECTORS};
 use crate::operations::Ground;
-use crate::vectored::{prefetch_far, send_vectored};
+use crate::secure::Marks;
+use crate::stream::Sink;
+use crate::vectored::prefetch_far;
 
 /// Whole frames that leave in one order.
 ///
@@ -148,13 +149,14 @@ impl Chunk {
     /// Writes until everything has gone or the socket takes no more.
     pub(crate) fn write(
         &mut self,
-        socket: BorrowedFd<'_>,
+        socket: &mut impl Sink,
         memory: Option<&[Region]>,
         stats: &mut Stats,
     ) -> io::Result<Wrote> {
         while !self.is_empty() {
             let mut slices = [IoSlice::new(&[]); VECTORS];
-            let count = match self.slices(memory, &mut slices) {
+            let mut marks = Marks::default();
+            let count = match self.slices(memory, &mut slices, &mut marks) {
                 Ok(count) => count,
                 Err(why) => return Ok(why),
             };
@@ -166,7 +168,7 @@ impl Chunk {
                 }
             }
             stats.writes += 1;
-            match send_vectored(socket, &slices[..count]) {
+            match socket.send(&slices[..count], &marks) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(bytes) => {
                     stats.bytes_out += bytes as u64;
@@ -190,6 +192,7 @@ impl Chunk {
         &'a self,
         memory: Option<&'a [Region]>,
         slices: &mut [IoSlice<'a>],
+        marks: &mut Marks,
     ) -> Result<usize, Wrote> {
         let (mut start, mut gone, mut count) = (self.start, self.gone, 0);
         for part in self.parts[self.at..].iter().take(slices.len()) {
@@ -205,6 +208,7 @@ impl Chunk {
                 }
                 Part::Lent { run, .. } if run.region == u32::MAX => {
                     let left = run.bytes as usize - gone;
+                    marks.set(count);
                     slices[count] = IoSlice::new(&FILLER[..left.min(FILLER.len())]);
                     // Long runs take several writes.
                     return Ok(count + 1);
@@ -226,6 +230,9 @@ impl Chunk {
                 }
             };
             gone = 0;
+            if !matches!(part, Part::Gathered(_)) {
+                marks.set(count);
+            }
             slices[count] = IoSlice::new(bytes);
             count += 1;
         }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use moai_transport::{Error, limits};
 
+use crate::Security;
+
 /// How a [`TcpInterface`](crate::TcpInterface) is opened.
 ///
 /// ```
@@ -18,14 +20,19 @@ use moai_transport::{Error, limits};
 pub struct TcpConfig {
     /// Address to listen on; port 0 lets the system choose one. `None`, the default, only connects.
     ///
-    /// The connection is neither authenticated nor encrypted: everyone who reaches the address is
-    /// taken for a peer.
+    /// Without [`security`](Self::security), everyone who reaches the address is taken for a peer.
     pub listen: Option<SocketAddr>,
     /// What peers are told to connect to, where that differs from `listen`: behind a forwarded port, or when listening
     /// on every address of the host, which cannot be told to anybody. Port 0 stands for the one that is listened on.
     pub advertise: Option<SocketAddr>,
     /// Ports to try, in order, instead of the one in `listen`: what a firewall leaves open.
     pub ports: Option<RangeInclusive<u16>>,
+    /// How peers prove who they are; by default not at all.
+    pub security: Security,
+    /// Whether payload is encrypted as everything else is, where links are protected at all; by default it is. If neither
+    /// side asks for it, headers, lists, messages and short pieces still are; the payload of batches and long pieces of
+    /// puts and gets is sent as it is, and whoever is on the way can read and change it.
+    pub seal_payload: bool,
     /// Payload that can be queued for one peer, in bytes; 1 to 1 GiB, by default
     /// [`limits::STAGING_RING_BYTES`]. The largest batch that can be posted is as large.
     ///
@@ -66,6 +73,8 @@ impl Default for TcpConfig {
             listen: None,
             advertise: None,
             ports: None,
+            security: Security::None,
+            seal_payload: true,
             staging_bytes: limits::STAGING_RING_BYTES,
             max_peers: limits::MAX_PEERS,
             lanes: 1,

@@ -1,14 +1,12 @@
 //! One socket, from connecting to closed.
 
 use std::io;
-use std::net::{Shutdown, SocketAddr};
-use std::os::fd::AsFd;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use mio::net::TcpStream;
 use moai_memory::Region;
 use moai_transport::wire::Lane;
-use moai_transport::{Closed, Fault, PeerId, Stats, limits};
+use moai_transport::{Closed, Fault, Identity, PeerId, Stats, Unauthenticated, limits};
 use tracing::debug;
 
 use crate::chunk::{Chunk, Whose, Wrote};
@@ -19,9 +17,10 @@ use crate::one_sided::OneSided;
 use crate::operations::Kind;
 use crate::options;
 use crate::outbound::Outbound;
+use crate::secure::Shaken;
 use crate::staged::{begin_answer, begin_put};
+use crate::stream::Stream;
 use crate::target::Dues;
-use crate::vectored::Quiet;
 
 /// One peer's socket, its queues, and what is known about its readiness.
 ///
@@ -29,7 +28,7 @@ use crate::vectored::Quiet;
 /// blocked will not be reported again.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    pub(crate) socket: TcpStream,
+    pub(crate) stream: Stream,
     pub(crate) peer: PeerId,
     pub(crate) address: SocketAddr,
     pub(crate) outbound: Outbound,
@@ -64,6 +63,8 @@ pub(crate) struct Connection {
 enum Stage {
     /// Waiting for the system to connect us.
     Connecting { finish: bool },
+    /// Neither side knows yet who the other is.
+    Shaking { finish: bool },
     /// Frames go both ways.
     Open,
     /// Sending what is queued; what comes is dropped.
@@ -81,6 +82,8 @@ pub(crate) enum Turn {
     Again,
     /// The connection is over.
     End(Closed),
+    /// Each side knows now who the other is.
+    Shaken,
     /// It is that lane of a peer, or else a peer that is new.
     Known(Option<Lane>),
 }
@@ -88,29 +91,33 @@ pub(crate) enum Turn {
 impl Connection {
     /// A connection that was accepted, and has until `deadline` to say something.
     pub(crate) fn accepted(
-        socket: TcpStream,
+        stream: Stream,
         peer: PeerId,
         address: SocketAddr,
         staging_bytes: u32,
         deadline: Instant,
     ) -> Self {
-        Self::new(socket, peer, address, staging_bytes, Stage::Open, deadline)
+        let stage = match stream.session() {
+            None => Stage::Open,
+            Some(_) => Stage::Shaking { finish: false },
+        };
+        Self::new(stream, peer, address, staging_bytes, stage, deadline)
     }
 
     /// A connection under way, which has until `deadline` to be there.
     pub(crate) fn connecting(
-        socket: TcpStream,
+        stream: Stream,
         peer: PeerId,
         address: SocketAddr,
         staging_bytes: u32,
         deadline: Instant,
     ) -> Self {
         let stage = Stage::Connecting { finish: false };
-        Self::new(socket, peer, address, staging_bytes, stage, deadline)
+        Self::new(stream, peer, address, staging_bytes, stage, deadline)
     }
 
     fn new(
-        socket: TcpStream,
+        stream: Stream,
         peer: PeerId,
         address: SocketAddr,
         staging_bytes: u32,
@@ -118,7 +125,7 @@ impl Connection {
         deadline: Instant,
     ) -> Self {
         Self {
-            socket,
+            stream,
             peer,
             address,
             outbound: Outbound::new(staging_bytes),
@@ -129,7 +136,7 @@ impl Connection {
             orphaned: None,
             stage,
             readable: false,
-            writable: stage == Stage::Open,
+            writable: !matches!(stage, Stage::Connecting { .. }),
             read_closed: false,
             write_error: None,
             deadline: Some(deadline),
@@ -152,7 +159,7 @@ impl Connection {
     pub(crate) fn is_finishing(&self) -> bool {
         !matches!(
             self.stage,
-            Stage::Open | Stage::Connecting { finish: false }
+            Stage::Open | Stage::Connecting { finish: false } | Stage::Shaking { finish: false }
         )
     }
 
@@ -160,6 +167,7 @@ impl Connection {
     pub(crate) fn finish(&mut self, now: Instant, limit: Duration) {
         match self.stage {
             Stage::Connecting { .. } => self.stage = Stage::Connecting { finish: true },
+            Stage::Shaking { .. } => self.stage = Stage::Shaking { finish: true },
             Stage::Open => {
                 self.dues.gets.clear();
                 self.stage = Stage::Finishing;
@@ -181,7 +189,7 @@ impl Connection {
 
     /// Notes that the connection is in use. Returns whether it holds memory that it could give back.
     pub(crate) fn is_used(&mut self) -> bool {
-        self.is_warm = self.outbound.holds_memory() || self.inbound.holds_memory();
+        self.is_warm = self.holds_memory();
         self.is_warm
     }
 
@@ -192,7 +200,23 @@ impl Connection {
         }
         self.outbound.trim();
         self.inbound.trim();
-        !self.outbound.holds_memory() && !self.inbound.holds_memory()
+        self.stream.trim();
+        !self.holds_memory()
+    }
+
+    fn holds_memory(&self) -> bool {
+        self.outbound.holds_memory() || self.inbound.holds_memory() || self.stream.holds_memory()
+    }
+
+    /// Who the peer has proved to be.
+    pub(crate) fn identity(&self) -> Option<&Identity> {
+        self.stream.session()?.identity()
+    }
+
+    /// Until when it may be within its handshake, if it is one that came to us and is.
+    pub(crate) fn shaking_until(&self) -> Option<Instant> {
+        let is_it = matches!(self.stage, Stage::Shaking { .. }) && self.role == Role::Unknown;
+        self.deadline.filter(|_| is_it)
     }
 
     /// It is a further lane: what it may take to speak is the first one's affair.
@@ -229,7 +253,7 @@ impl Connection {
         memory: Option<&[Region]>,
         stats: &mut Stats,
     ) {
-        let connecting = matches!(self.stage, Stage::Connecting { .. });
+        let connecting = matches!(self.stage, Stage::Connecting { .. } | Stage::Shaking { .. });
         let is_ending = self.is_ending(one_sided);
         if connecting || !self.writable || self.write_error.is_some() || is_ending {
             return;
@@ -249,9 +273,13 @@ impl Connection {
         stats: &mut Stats,
     ) -> io::Result<()> {
         let end = stats.bytes_out + limits::WRITE_TURN_BYTES as u64;
+        if !self.stream.push()? {
+            self.writable = false;
+            return Ok(());
+        }
         while stats.bytes_out < end {
             if let Some(chunk) = &mut self.chunk {
-                match chunk.write(self.socket.as_fd(), memory, stats)? {
+                match chunk.write(&mut self.stream, memory, stats)? {
                     Wrote::All => {}
                     Wrote::Blocked => {
                         self.writable = false;
@@ -276,8 +304,7 @@ impl Connection {
             }
             if !self.outbound.is_empty() {
                 let most = limits::EAGER_WRITE_BYTES;
-                let mut socket = Quiet::new(&self.socket);
-                if self.outbound.write(&mut socket, most, stats)? {
+                if self.outbound.write(&mut self.stream, most, stats)? {
                     self.writable = false;
                     return Ok(());
                 }
@@ -418,6 +445,7 @@ impl Connection {
             || self.chunk.is_some()
             || !self.dues.answers.is_empty()
             || !self.dues.copied.is_empty()
+            || self.stream.has_outgoing()
     }
 
     /// Whether a peer's get is being answered from that registration.
@@ -467,16 +495,30 @@ impl Connection {
                 Err(error) => return Turn::End(Closed::Io(error)),
             }
             self.set_options(silence_limit);
-            self.stage = Stage::Open;
-            self.deadline = None;
-            if let Role::First { .. } = self.role {
-                context.stats.connected += 1;
-                context.callbacks += 1;
-                context.handler.connected(self.peer, false);
+            if self.stream.session().is_some() {
+                self.stage = Stage::Shaking { finish };
+            } else {
+                self.connected(context);
+                if finish {
+                    self.finish(now, finish_limit);
+                }
+            }
+        }
+        if let Stage::Shaking { finish } = self.stage {
+            match self.shake(context.seal_payload) {
+                Err(why) => return Turn::End(why),
+                Ok(false) => return Turn::Rest,
+                Ok(true) => {}
+            }
+            if self.role == Role::Unknown {
+                self.stage = Stage::Open;
+            } else {
+                self.connected(context);
             }
             if finish {
                 self.finish(now, finish_limit);
             }
+            return Turn::Shaken;
         }
         let queued_bytes = self.outbound.queued_bytes();
         self.flush_with(context);
@@ -485,7 +527,7 @@ impl Connection {
                 self.deadline = Some(now + finish_limit);
             }
             if !self.has_queued() && self.write_error.is_none() {
-                if let Err(error) = self.socket.shutdown(Shutdown::Write) {
+                if let Err(error) = self.stream.shutdown() {
                     return Turn::End(Closed::Io(error));
                 }
                 self.stage = Stage::Finished;
@@ -500,9 +542,12 @@ impl Connection {
         if self.readable {
             let stop = match self.stage {
                 Stage::Open => {
-                    let drained_by_short_read = !self.read_closed && self.write_error.is_none();
+                    // What a session has taken from the socket, the system does not report again.
+                    let drained_by_short_read = !self.read_closed
+                        && self.write_error.is_none()
+                        && self.stream.session().is_none();
                     let stop = self.inbound.read(
-                        &mut self.socket,
+                        &mut self.stream,
                         drained_by_short_read,
                         Owner {
                             peer: self.peer,
@@ -521,7 +566,7 @@ impl Connection {
                 }
                 _ => {
                     let (buffer, stats) = (&mut *context.buffer, &mut *context.stats);
-                    self.inbound.discard(&mut self.socket, buffer, stats)
+                    self.inbound.discard(&mut self.stream, buffer, stats)
                 }
             };
             // What was read may call for an answer, or make room for more.
@@ -555,6 +600,34 @@ impl Connection {
         Turn::Rest
     }
 
+    /// We are connected to the peer.
+    fn connected(&mut self, context: &mut Context<'_>) {
+        self.stage = Stage::Open;
+        self.deadline = None;
+        if let Role::First { .. } = self.role {
+            context.stats.connected += 1;
+            context.callbacks += 1;
+            context.handler.connected(self.peer, false);
+        }
+    }
+
+    /// Goes on with the handshake. Whether it is over.
+    fn shake(&mut self, seal_payload: bool) -> Result<bool, Closed> {
+        let Some((session, mut socket)) = self.stream.parts() else {
+            return Ok(true);
+        };
+        match session.shake(&mut socket, seal_payload)? {
+            Shaken::Done => {
+                // More may have come along, which the system will not report again.
+                self.readable = true;
+                return Ok(true);
+            }
+            Shaken::NeedsRead => self.readable = false,
+            Shaken::NeedsWrite => self.writable = false,
+        }
+        Ok(false)
+    }
+
     fn flush_with(&mut self, context: &mut Context<'_>) {
         if self.writable && self.wants_write(context.one_sided) {
             let memory = context.handler.regions();
@@ -563,8 +636,16 @@ impl Connection {
     }
 
     /// What it means that the deadline has passed.
-    pub(crate) fn expired(&self, first_frame_limit: Duration) -> Closed {
+    pub(crate) fn expired(&self, [first_frame_limit, connect_limit]: [Duration; 2]) -> Closed {
         match self.stage {
+            Stage::Shaking { .. } => {
+                let limit = match self.role {
+                    Role::Unknown => first_frame_limit,
+                    _ => connect_limit,
+                };
+                let limit_ms = limit.as_millis() as u64;
+                Closed::Unauthenticated(Unauthenticated::Late { limit_ms })
+            }
             Stage::Open => Closed::Idle {
                 limit_ms: first_frame_limit.as_millis() as u64,
             },
@@ -580,10 +661,10 @@ impl Connection {
         if !self.writable {
             return Ok(false);
         }
-        if let Some(error) = self.socket.take_error()? {
+        if let Some(error) = self.stream.socket.take_error()? {
             return Err(error);
         }
-        match self.socket.peer_addr() {
+        match self.stream.socket.peer_addr() {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotConnected => {
                 self.writable = false;
@@ -594,7 +675,7 @@ impl Connection {
     }
 
     pub(crate) fn set_options(&self, silence_limit: Duration) {
-        if let Err(error) = options::set(&self.socket, self.address, silence_limit) {
+        if let Err(error) = options::set(&self.stream, self.address, silence_limit) {
             debug!(provider = "tcp", peer = %self.peer, call = "setsockopt", reason = %error, "options were not set");
         }
     }

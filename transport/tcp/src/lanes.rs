@@ -60,6 +60,7 @@ impl TcpInterface {
         };
         // Only those that came to us are joined; lanes come in the order of their numbers.
         let incoming = self.connections.get(of.lanes[0] as usize);
+        let identity = incoming.and_then(Connection::identity).cloned();
         let incoming =
             incoming.is_some_and(|first| matches!(first.role, Role::First { incoming: true, .. }));
         let Some(known) = find(&mut self.connections, connection) else {
@@ -68,7 +69,8 @@ impl TcpInterface {
         let number = lane.lane as usize;
         let in_range =
             number < self.config.lanes as usize && of.lanes.len() < self.config.lanes as usize;
-        if !is_here || !incoming || !in_range || of.numbers & (1 << number) != 0 {
+        let is_same = known.identity() == identity.as_ref();
+        if !is_here || !incoming || !in_range || !is_same || of.numbers & (1 << number) != 0 {
             return false;
         }
         of.numbers |= 1 << number;
@@ -117,8 +119,11 @@ impl TcpInterface {
         let socket = TcpStream::connect(address).map_err(os("connect"))?;
         let staging_bytes = self.config.staging_bytes;
         let deadline = Instant::now() + self.config.connect_timeout;
-        self.insert(socket, |socket, peer| {
-            Connection::connecting(socket, peer, address, staging_bytes, deadline)
+        let now = Instant::now();
+        let session = self.credentials.as_mut();
+        let session = session.map(|it| it.client(address.ip(), now)).transpose()?;
+        self.insert(socket, session, |stream, peer| {
+            Connection::connecting(stream, peer, address, staging_bytes, deadline)
         })
         .map_err(os("epoll_ctl"))
     }
@@ -127,7 +132,7 @@ impl TcpInterface {
     pub(crate) fn drop_lane(&mut self, connection: PeerId) {
         if find(&mut self.connections, connection).is_some() {
             let mut dropped = self.connections.remove(connection.index() as usize);
-            let _ = self.poll.registry().deregister(&mut dropped.socket);
+            let _ = self.poll.registry().deregister(&mut dropped.stream.socket);
             if let Role::Further { side } = dropped.role {
                 let lanes = &mut self.one_sided.sides[side].lanes;
                 lanes.retain(|index| *index != connection.index());

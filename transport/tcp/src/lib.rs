@@ -17,6 +17,7 @@
 //! - `inbound`: the frames that come from one peer; `target`: those of puts and gets.
 //! - `vectored`: the system calls that need `unsafe`, reading into pieces of regions and writing without signals.
 //! - `connection`: both directions of one socket, from connecting to closed; `options`: what is set on it.
+//! - `secure`: certificates, keys and TLS; `stream`: a socket with or without it.
 //! - `lanes`: several connections to one peer.
 //! - `listener`: accepting, also when the system has no descriptors left.
 //! - `interface`: the table of connections, with whose turn it is; `provider`: the provider as a value.
@@ -39,7 +40,9 @@ mod options;
 mod outbound;
 mod provider;
 mod ring;
+mod secure;
 mod staged;
+mod stream;
 mod target;
 mod vectored;
 
@@ -50,3 +53,4 @@ pub use config::TcpConfig;
 pub use interface::TcpInterface;
 pub use location::tcp_address;
 pub use provider::TcpProvider;
+pub use secure::{CertificateError, CertificateFiles, Described, Security, describe, identity_of};

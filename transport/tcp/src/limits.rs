@@ -51,6 +51,34 @@ pub(crate) const KEPT_BYTES: usize = (STAGED_FRAME_BYTES + limits::MAX_LIST_BYTE
 /// second-level cache.
 pub(crate) const READ_BYTES: usize = 128 << 10;
 
+/// Largest file of certificates or of a key: some hundred authorities, and far from what would be felt.
+pub(crate) const MAX_CREDENTIAL_BYTES: u64 = 1 << 20;
+
+/// How long files of certificates are not looked at again: so a burst of connections looks once, and whoever has
+/// exchanged a file need not wait.
+pub(crate) const RELOAD_PAUSE: Duration = Duration::from_millis(500);
+
+/// Ciphertext that one handshake can make us hold: the largest handshake message that the TLS library takes, and a record.
+/// Nothing a peer says before it is known makes it more.
+pub(crate) const HANDSHAKE_BYTES: usize = (64 << 10) + RECORD_BYTES;
+
+/// Longest record on the wire: 2^14 bytes, what TLS 1.3 may add, and its header (RFC 8446, section 5.2).
+pub(crate) const RECORD_BYTES: usize = (16 << 10) + 256 + 5;
+
+/// Ciphertext that is read at once: some records in each system call, and not more than the second-level cache has room
+/// for beside their plaintext.
+pub(crate) const SEALED_READ_BYTES: usize = 128 << 10;
+
+/// Plaintext that is encrypted before it is written, so that encrypting and sending take turns.
+pub(crate) const SEALED_WRITE_BYTES: usize = 128 << 10;
+
+/// Connections that may be within their handshake at a time, of those that came to us. Each costs
+/// [`HANDSHAKE_BYTES`] at most. More wait in the system's queue.
+pub(crate) const MAX_HANDSHAKES: usize = 128;
+
+/// How long a handshake may take while others wait to begin theirs. A round trip across the world, and some arithmetic.
+pub(crate) const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
+
 /// How long a connection keeps memory for the next large frame. Long beside the pause between two transfers, short
 /// beside the life of a connection.
 pub(crate) const SWEEP_PAUSE: Duration = Duration::from_secs(1);

@@ -59,6 +59,11 @@ impl Listener {
         self.ready && self.resting_until.is_none_or(|until| until <= now)
     }
 
+    /// Accepts nobody until then.
+    pub(crate) fn rest(&mut self, until: Instant) {
+        self.resting_until = Some(until);
+    }
+
     /// When to try again, for a listener that rests.
     pub(crate) fn resting_until(&self) -> Option<Instant> {
         self.resting_until.filter(|_| self.ready)

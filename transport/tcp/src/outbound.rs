@@ -1,12 +1,14 @@
 //! What is queued for one peer.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice};
 
 use moai_transport::wire::{HEADER_BYTES, Header};
 use moai_transport::{Stats, limits};
 
 use crate::ring::{Ring, Span};
+use crate::secure::Marks;
+use crate::stream::Sink;
 
 /// Messages and batches for one peer, in one order.
 ///
@@ -140,16 +142,17 @@ impl Outbound {
     /// whether the socket is what stopped it.
     pub(crate) fn write(
         &mut self,
-        socket: &mut impl Write,
+        socket: &mut impl Sink,
         most: usize,
         stats: &mut Stats,
     ) -> io::Result<bool> {
         let mut written = 0;
         while !self.frames.is_empty() && written < most {
             let mut slices = [IoSlice::new(&[]); limits::MAX_WRITE_SLICES];
-            let count = self.gather(&mut slices);
+            let mut marks = Marks::default();
+            let count = self.gather(&mut slices, &mut marks);
             stats.writes += 1;
-            match socket.write_vectored(&slices[..count]) {
+            match socket.send(&slices[..count], &marks) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(bytes) => {
                     written += bytes;
@@ -172,7 +175,7 @@ impl Outbound {
     }
 
     /// Fills `slices` with what comes next and returns how many there are.
-    fn gather<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+    fn gather<'a>(&'a self, slices: &mut [IoSlice<'a>], marks: &mut Marks) -> usize {
         let mut count = 0;
         let mut gone = self.gone;
         for frame in &self.frames {
@@ -180,7 +183,8 @@ impl Outbound {
                 Kind::Message => &self.messages.ring,
                 Kind::Batch => &self.batches.ring,
             };
-            for part in [&frame.header[..], ring.bytes(frame.payload)] {
+            let payload = (ring.bytes(frame.payload), frame.kind == Kind::Batch);
+            for (part, may_be_open) in [(&frame.header[..], false), payload] {
                 let left = &part[gone.min(part.len())..];
                 gone -= part.len() - left.len();
                 if left.is_empty() {
@@ -188,6 +192,9 @@ impl Outbound {
                 }
                 if count == slices.len() {
                     return count;
+                }
+                if may_be_open {
+                    marks.set(count);
                 }
                 slices[count] = IoSlice::new(left);
                 count += 1;
@@ -281,12 +288,8 @@ mod tests {
         appetite: usize,
     }
 
-    impl Write for Reluctant {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.write_vectored(&[IoSlice::new(bytes)])
-        }
-
-        fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    impl Sink for Reluctant {
+        fn send(&mut self, slices: &[IoSlice<'_>], _marks: &Marks) -> io::Result<usize> {
             self.appetite = (self.appetite * 5 + 1) % 64;
             if self.appetite.is_multiple_of(7) {
                 return Err(io::ErrorKind::WouldBlock.into());
@@ -302,10 +305,6 @@ mod tests {
             let taken = all.len().min(self.appetite);
             self.taken.extend_from_slice(&all[..taken]);
             Ok(taken)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
         }
     }
 

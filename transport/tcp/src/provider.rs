@@ -5,7 +5,7 @@ use std::fs;
 use moai_transport::{Address, Error, Interface, Obstacle, Provider};
 
 use crate::location::locate;
-use crate::{NAME, TcpConfig, TcpInterface};
+use crate::{NAME, Security, TcpConfig, TcpInterface};
 
 /// TCP: reaches every host there is a route to.
 ///
@@ -42,8 +42,13 @@ impl Provider for TcpProvider {
         let congestion =
             congestion.map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned());
         Ok(format!(
-            "sockets of the system; connections a peer: {}; congestion control: {congestion}",
-            self.config.lanes
+            "sockets of the system; connections a peer: {}; congestion control: {congestion}; links: {}",
+            self.config.lanes,
+            match &self.config.security {
+                Security::None => "not protected",
+                Security::Certificate(_) => "TLS, by certificates",
+                Security::SharedKey(_) => "TLS, by a shared key",
+            }
         ))
     }
 

@@ -1,22 +1,21 @@
 //! Reads, to where the next bytes belong.
 
-use std::io::{self, IoSliceMut, Read};
-use std::os::fd::AsFd;
+use std::io::{self, IoSliceMut};
 
 use moai_transport::wire::Access;
 use moai_transport::{Batch, Closed, PeerId, limits};
 
 use super::two_sided::{ask, fill_pieces};
 use super::{Context, Frame, Inbound};
+use crate::stream::Source;
 use crate::target::Placing;
-use crate::vectored::read_scattered;
 
 impl Inbound {
     /// One read, to where the next bytes belong. Returns how many were asked for and what the system
     /// said.
     pub(super) fn fill(
         &mut self,
-        socket: &mut (impl Read + AsFd),
+        socket: &mut impl Source,
         peer: PeerId,
         context: &mut Context<'_>,
     ) -> Result<(usize, io::Result<usize>), Closed> {
@@ -57,7 +56,8 @@ impl Inbound {
                 };
                 let asked = covered as usize + ahead;
                 let tail = &mut buffer[..ahead];
-                let read = read_scattered(socket.as_fd(), regions, &one_sided.places, tail)
+                let read = socket
+                    .read_scattered(regions, &one_sided.places, tail)
                     .map_err(Closed::Misplaced)?;
                 self.direct = covered;
                 context.stats.direct_pieces += one_sided.places.len() as u64;
@@ -89,13 +89,10 @@ impl Inbound {
                     0
                 };
                 let asked = (*covered - *received) as usize + ahead;
-                let read = read_scattered(
-                    socket.as_fd(),
-                    context.handler.regions(),
-                    &self.pieces[*next..],
-                    &mut buffer[..ahead],
-                )
-                .map_err(Closed::Misplaced)?;
+                let regions = context.handler.regions();
+                let read = socket
+                    .read_scattered(regions, &self.pieces[*next..], &mut buffer[..ahead])
+                    .map_err(Closed::Misplaced)?;
                 return Ok((asked, read));
             }
             Frame::Message { bytes } => *bytes as usize,

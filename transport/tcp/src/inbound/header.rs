@@ -1,9 +1,9 @@
 //! What a header announces.
 
 use moai_transport::wire::{HEADER_BYTES, Header, WireError};
-use moai_transport::{Batch, Closed, Landing, limits};
+use moai_transport::{Batch, Closed, Landing, Unauthenticated, limits};
 
-use super::{Context, Frame, Halt, Inbound, Owner, Role, Step, rejected};
+use super::{Context, Frame, Halt, Inbound, Owner, Role, Step, is_tls, rejected};
 use crate::limits::COPIES;
 use crate::target::{Dues, done, expect_data, joined};
 
@@ -24,7 +24,10 @@ impl Inbound {
         let Some(header) = buffered.first_chunk::<HEADER_BYTES>() else {
             return Ok(Step::Wait);
         };
-        let header = Header::decode(header).map_err(Closed::Protocol)?;
+        let header = Header::decode(header).map_err(|error| match is_tls(header) {
+            true => Closed::Unauthenticated(Unauthenticated::Secured),
+            false => Closed::Protocol(error),
+        })?;
         if role == Role::Unknown {
             return Err(match header {
                 Header::Join(lane) if lane.lane > 0 => {

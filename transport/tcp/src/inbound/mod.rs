@@ -13,14 +13,14 @@ mod owner;
 mod two_sided;
 
 use std::io::{self, Read};
-use std::os::fd::AsFd;
 
 use moai_transport::wire::{Access, HEADER_BYTES, Lane};
-use moai_transport::{Batch, Closed, Handler, Piece, Reject, Stats, limits};
+use moai_transport::{Batch, Closed, Handler, Piece, Reject, Stats, Unauthenticated, limits};
 
 pub(crate) use self::owner::{Owner, Role};
 use crate::limits::READ_BYTES;
 use crate::one_sided::OneSided;
+use crate::stream::Source;
 use crate::target::{Dues, Nowhere, Placing};
 
 /// What the handler sees of a connection, and the counters.
@@ -30,6 +30,8 @@ pub(crate) struct Context<'a> {
     pub(crate) one_sided: &'a mut OneSided,
     /// What sockets are read into, one after the other.
     pub(crate) buffer: &'a mut Vec<u8>,
+    /// What this side asks for when it greets a peer.
+    pub(crate) seal_payload: bool,
     /// Callbacks made; says whether a poll has anything to show for itself.
     pub(crate) callbacks: u64,
 }
@@ -168,7 +170,7 @@ impl Inbound {
     /// socket, and that the system will say when there is more.
     pub(crate) fn read(
         &mut self,
-        socket: &mut (impl Read + AsFd),
+        socket: &mut impl Source,
         drained_by_short_read: bool,
         owner: Owner,
         dues: &mut Dues,
@@ -187,7 +189,7 @@ impl Inbound {
 
     fn read_on(
         &mut self,
-        socket: &mut (impl Read + AsFd),
+        socket: &mut impl Source,
         drained_by_short_read: bool,
         owner: Owner,
         dues: &mut Dues,
@@ -212,7 +214,7 @@ impl Inbound {
                 Err(why) => return Stop::End(why),
             };
             match read {
-                Ok(0) => return Stop::End(self.ended()),
+                Ok(0) => return Stop::End(self.ended(context.buffer)),
                 Ok(bytes) => {
                     context.stats.bytes_in += bytes as u64;
                     self.arrived(bytes, context);
@@ -299,9 +301,12 @@ impl Inbound {
     }
 
     /// What it means that the stream has ended here.
-    fn ended(&self) -> Closed {
+    fn ended(&self, buffer: &[u8]) -> Closed {
         let (what, received, expected) = match &self.frame {
             Frame::Header if self.start == self.end => return Closed::ByPeer,
+            Frame::Header if is_tls(&buffer[self.start..self.end]) => {
+                return Closed::Unauthenticated(Unauthenticated::Secured);
+            }
             Frame::Header => ("header", self.end - self.start, HEADER_BYTES),
             Frame::Message { bytes } => ("message", self.filled, *bytes as usize),
             Frame::Staged { batch } => ("batch", self.filled, batch.bytes as usize),
@@ -331,6 +336,11 @@ impl Inbound {
             self.frame = Frame::Drop { left, why };
         }
     }
+}
+
+/// Whether bytes in the place of a header are the beginning of a hello or an alert of TLS.
+fn is_tls(bytes: &[u8]) -> bool {
+    matches!(bytes, [21 | 22, 3, ..])
 }
 
 fn provide_buffer(buffer: &mut Vec<u8>) {
@@ -366,6 +376,7 @@ fn rejected(Reject(reason): Reject) -> Closed {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
     use moai_memory::Region;
@@ -417,7 +428,31 @@ mod tests {
         fn closed(&mut self, _peer: PeerId, _why: Closed) {}
     }
 
-    fn read(inbound: &mut Inbound, socket: &mut UnixStream, stats: &mut Stats) -> Stop {
+    /// A source that nothing lands from directly.
+    struct Plain(UnixStream);
+
+    impl Read for Plain {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.0.read(buffer)
+        }
+
+        fn read_vectored(&mut self, buffers: &mut [io::IoSliceMut<'_>]) -> io::Result<usize> {
+            self.0.read_vectored(buffers)
+        }
+    }
+
+    impl Source for Plain {
+        fn read_scattered(
+            &mut self,
+            regions: &mut [Region],
+            pieces: &[Piece],
+            tail: &mut [u8],
+        ) -> Result<io::Result<usize>, moai_transport::PieceError> {
+            crate::vectored::read_scattered(self.0.as_fd(), regions, pieces, tail)
+        }
+    }
+
+    fn read(inbound: &mut Inbound, socket: &mut Plain, stats: &mut Stats) -> Stop {
         let peer = PeerId::new(0, 0);
         let mut one_sided = OneSided::new(1, 1);
         let side = one_sided.add_side(peer);
@@ -430,6 +465,7 @@ mod tests {
             stats,
             one_sided: &mut one_sided,
             buffer: &mut Vec::new(),
+            seal_payload: true,
             callbacks: 0,
         };
         let owner = Owner { peer, role };
@@ -447,8 +483,9 @@ mod tests {
                 bytes: limits::MAX_BATCH_BYTES,
             }),
         ] {
-            let (mut from, mut to) = UnixStream::pair().unwrap();
+            let (mut from, to) = UnixStream::pair().unwrap();
             to.set_nonblocking(true).unwrap();
+            let mut to = Plain(to);
             let mut inbound = Inbound::default();
             let mut stats = Stats::default();
             from.write_all(&header.encode()).unwrap();
@@ -472,8 +509,9 @@ mod tests {
 
     #[test]
     fn a_turn_ends_although_there_is_more() {
-        let (mut from, mut to) = UnixStream::pair().unwrap();
+        let (mut from, to) = UnixStream::pair().unwrap();
         to.set_nonblocking(true).unwrap();
+        let mut to = Plain(to);
         let writer = std::thread::spawn(move || {
             let message = [&Header::Message { bytes: 1000 }.encode()[..], &[0; 1000]].concat();
             // Fails when the reader has seen enough.

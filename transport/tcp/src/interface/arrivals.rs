@@ -22,11 +22,15 @@ impl TcpInterface {
             if !listener.is_ready(now) {
                 break;
             }
-            let Some((socket, address)) = listener.accept(now) else {
+            if !self.has_room_to_shake(now, handler) {
+                break;
+            }
+            let accepted = self.listener.as_mut().and_then(|it| it.accept(now));
+            let Some((socket, address)) = accepted else {
                 break;
             };
             // A further lane of a peer is not one more peer, but it has yet to say so.
-            let several = self.config.lanes > 1;
+            let several = self.config.lanes > 1 || self.credentials.is_some();
             let most = self.config.max_peers * self.config.lanes as usize;
             if self.connections.len() >= most || (!several && self.peers >= most) {
                 self.turn_away(address, "the table of peers is full");
@@ -35,8 +39,20 @@ impl TcpInterface {
             let staging_bytes = self.config.staging_bytes;
             let deadline = now + self.config.first_frame_timeout;
             let silence = self.config.silence_timeout;
-            let inserted = self.insert(socket, |socket, peer| {
-                let of = Connection::accepted(socket, peer, address, staging_bytes, deadline);
+            let session = match self
+                .credentials
+                .as_mut()
+                .map(|it| it.server(now))
+                .transpose()
+            {
+                Ok(session) => session,
+                Err(error) => {
+                    self.turn_away(address, &error.to_string());
+                    continue;
+                }
+            };
+            let inserted = self.insert(socket, session, |stream, peer| {
+                let of = Connection::accepted(stream, peer, address, staging_bytes, deadline);
                 of.set_options(silence);
                 of
             });
@@ -81,6 +97,13 @@ impl TcpInterface {
         let Some(connection) = find(&mut self.connections, peer) else {
             return;
         };
+        if let Closed::Unauthenticated(reason) = &why {
+            let (address, is_known) = (connection.address, connection.role != Role::Unknown);
+            self.distrust(address, reason, is_known);
+        }
+        let Some(connection) = find(&mut self.connections, peer) else {
+            return;
+        };
         match connection.role {
             Role::First { side, .. } => {
                 let of = &mut self.one_sided.sides[side];
@@ -117,7 +140,10 @@ impl TcpInterface {
             let lanes = std::mem::take(&mut self.one_sided.sides[side].lanes);
             for index in lanes {
                 let mut connection = self.connections.remove(index as usize);
-                let _ = self.poll.registry().deregister(&mut connection.socket);
+                let _ = self
+                    .poll
+                    .registry()
+                    .deregister(&mut connection.stream.socket);
             }
             self.one_sided.remove_side(side, &mut self.stats);
         }

@@ -38,7 +38,8 @@ impl TcpInterface {
                 continue;
             }
             if deadline <= now && !connection.is_ready {
-                let why = connection.expired(self.config.first_frame_timeout);
+                let limits = [self.config.first_frame_timeout, self.config.connect_timeout];
+                let why = connection.expired(limits);
                 self.end(peer, why, handler);
                 callbacks += 1;
             } else {

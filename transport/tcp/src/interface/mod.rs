@@ -3,11 +3,13 @@
 //! - `arrivals`: connections that come or go.
 //! - `turns`: whose turn it is, which the system's events decide.
 //! - `deadlines`: what has to be done at a time, without an event.
+//! - `security`: who is let in, and how many may be asking at a time.
 //! - `posting`: what is posted, from its check to its queue.
 
 mod arrivals;
 mod deadlines;
 mod posting;
+mod security;
 mod turns;
 
 use std::collections::VecDeque;
@@ -23,8 +25,8 @@ use moai_memory::{MemoryKind, Region};
 use moai_transport::key::KEY_BYTES;
 use moai_transport::wire::{Header, Lane};
 use moai_transport::{
-    Address, Batch, Capabilities, Completion, Error, Handler, Interface, Operation, Path, PeerId,
-    Pieces, Posted, RegistrationId, RemoteKey, Rights, Stats, Token, limits,
+    Address, Batch, Capabilities, Completion, Error, Handler, Identity, Interface, Operation, Path,
+    PeerId, Pieces, Posted, RegistrationId, RemoteKey, Rights, Stats, Token, limits,
 };
 use slab::Slab;
 use tracing::debug;
@@ -37,7 +39,10 @@ use crate::listener::Listener;
 use crate::location::{socket_address, tcp_address};
 use crate::one_sided::OneSided;
 use crate::operations::Kind;
+use crate::secure::{Credentials, Session};
+use crate::stream::Stream;
 use crate::{NAME, TcpConfig};
+use security::protection;
 
 /// TCP connections of one thread.
 ///
@@ -60,6 +65,10 @@ pub struct TcpInterface {
     listener: Option<Listener>,
     /// What peers are told to connect to.
     advertised: Option<Address>,
+    /// What this side proves itself with, if it does.
+    pub(crate) credentials: Option<Credentials>,
+    /// When a peer that was not let in was last warned of.
+    warned: Option<Instant>,
     pub(crate) connections: Slab<Connection>,
     /// Generation of the next connection. Counted for the whole interface, so an id is used again
     /// only after 2³² connections.
@@ -91,9 +100,11 @@ impl TcpInterface {
     /// # Errors
     ///
     /// - [`Error::Config`] if a knob is out of range.
+    /// - [`Error::Credentials`] if a certificate or key cannot be used.
     /// - [`Error::Os`] if the address cannot be listened on, or the system has no descriptors left.
     pub fn new(config: TcpConfig) -> Result<Self, Error> {
         config.check()?;
+        let credentials = Credentials::load(&config.security)?;
         let poll = Poll::new().map_err(os("epoll_create"))?;
         let mut listener = config
             .listen
@@ -118,6 +129,8 @@ impl TcpInterface {
             capabilities: capabilities(&config),
             listener,
             advertised,
+            credentials,
+            warned: None,
             sweep: None,
             last_event: None,
             connections: Slab::new(),
@@ -143,7 +156,8 @@ impl TcpInterface {
     pub(crate) fn insert(
         &mut self,
         mut socket: TcpStream,
-        make: impl FnOnce(TcpStream, PeerId) -> Connection,
+        session: Option<Session>,
+        make: impl FnOnce(Stream, PeerId) -> Connection,
     ) -> io::Result<PeerId> {
         let entry = self.connections.vacant_entry();
         let peer = PeerId::new(entry.key() as u32, self.generation);
@@ -153,7 +167,7 @@ impl TcpInterface {
             Interest::READABLE | Interest::WRITABLE,
         )?;
         self.generation = self.generation.wrapping_add(1);
-        entry.insert(make(socket, peer));
+        entry.insert(make(Stream::new(socket, session), peer));
         self.watch_deadline(peer);
         Ok(peer)
     }
@@ -436,11 +450,11 @@ impl Interface for TcpInterface {
         let is_peer = matches!(connection.role, Role::First { .. }) && connection.peer == peer;
         is_peer.then(|| Path {
             provider: NAME,
-            local: connection.socket.local_addr().ok().map(tcp_address),
+            local: connection.stream.socket.local_addr().ok().map(tcp_address),
             peer: tcp_address(connection.address),
             why: format!(
-                "bytes go through sockets, from regions into regions where pieces are long, neither authenticated nor \
-                 encrypted{}",
+                "bytes go through sockets, from regions into regions where pieces are long, {}{}",
+                protection(connection),
                 if self.one_sided.copies.are_made() {
                     "; those of device memory by way of staging buffers"
                 } else {
@@ -449,6 +463,12 @@ impl Interface for TcpInterface {
             ),
             is_fallback: false,
         })
+    }
+
+    fn identity(&self, peer: PeerId) -> Option<Identity> {
+        let connection = self.connections.get(peer.index() as usize)?;
+        let is_it = connection.peer == peer;
+        connection.identity().filter(|_| is_it).cloned()
     }
 
     fn stats(&self) -> Stats {

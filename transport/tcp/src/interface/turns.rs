@@ -78,6 +78,7 @@ impl TcpInterface {
                 stats: &mut self.stats,
                 one_sided: &mut self.one_sided,
                 buffer: &mut self.buffer,
+                seal_payload: self.config.seal_payload,
                 callbacks: 0,
             };
             let turn = connection.turn(now, limits, &mut context);
@@ -91,6 +92,10 @@ impl TcpInterface {
                 Turn::End(why) => {
                     self.end(peer, why, handler);
                     callbacks += 1;
+                    continue;
+                }
+                Turn::Shaken => {
+                    callbacks += self.shaken(peer, handler);
                     continue;
                 }
                 Turn::Known(lane) => {

@@ -107,6 +107,13 @@ impl Recorder {
         }
     }
 
+    /// As [`assert_only_guards`](Self::assert_only_guards), of the regions before `end`.
+    pub(crate) fn assert_regions_but(&self, end: usize) {
+        for region in &self.regions[..end] {
+            assert!(region.as_slice().iter().all(|&byte| byte == GUARD));
+        }
+    }
+
     pub(crate) fn take(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.events)
     }
