@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 seconds=${1:-30}
 shift || true
 targets=("$@")
-[[ ${#targets[@]} -gt 0 ]] || targets=(layout tensor descriptor frames protocol handle directory)
+[[ ${#targets[@]} -gt 0 ]] || targets=(layout tensor descriptor frames protocol handle directory identities)
 
 tools=$PWD/target/tools
 export PATH="$PATH:$tools/bin" RUSTC_BOOTSTRAP=1

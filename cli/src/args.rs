@@ -28,6 +28,8 @@ pub(crate) enum Command {
     Codec(Codec),
     /// Say what this build and this machine can do.
     Info(Info),
+    /// Make certificates and keys for links between hosts, or look at them.
+    Keys(Keys),
     /// One rank of `run`; started by it.
     #[command(hide = true)]
     Rank(Rank),
@@ -68,6 +70,9 @@ pub(crate) struct Run {
     /// Allow addresses off loopback, without authentication or encryption.
     #[arg(long)]
     pub(crate) insecure: bool,
+    /// Protect links by the certificate `node` in this folder, or the shared key, which `moai keys init` makes.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tls: Option<PathBuf>,
     /// Skip the element by element check after the transfer (digests are always compared).
     #[arg(long)]
     pub(crate) no_check: bool,
@@ -203,6 +208,57 @@ pub(crate) struct Info {
     pub(crate) json: Option<PathBuf>,
 }
 
+#[derive(Args, Debug)]
+pub(crate) struct Keys {
+    #[command(subcommand)]
+    pub(crate) command: KeysCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// Make an authority and certificates of it; nothing is overwritten.
+    Init(KeysInit),
+    /// Make more certificates by the authority of a folder, or the same again before they expire.
+    Issue(KeysIssue),
+    /// Say whom the certificates in a file identify, and until when.
+    Show {
+        /// A file of certificates (PEM).
+        file: PathBuf,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct KeysInit {
+    /// Folder for the files.
+    pub(crate) folder: PathBuf,
+    #[command(flatten)]
+    pub(crate) nodes: Nodes,
+    /// Make one key that all nodes hold, and no certificates.
+    #[arg(long, conflicts_with_all = ["node", "spiffe", "days"])]
+    pub(crate) shared: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct KeysIssue {
+    /// Folder with the authority.
+    pub(crate) folder: PathBuf,
+    #[command(flatten)]
+    pub(crate) nodes: Nodes,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Nodes {
+    /// A node that gets a certificate; may be given again. [default: node]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Vec<String>,
+    /// What stands before a node's name in its SPIFFE ID. [default: spiffe://moai/node]
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) spiffe: Option<String>,
+    /// Days that certificates hold. [default: 365]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub(crate) days: Option<u32>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Role {
     Producer,
@@ -235,6 +291,8 @@ pub(crate) struct Rank {
     pub(crate) memory: Option<String>,
     #[arg(long)]
     pub(crate) insecure: bool,
+    #[arg(long)]
+    pub(crate) tls: Option<PathBuf>,
     #[arg(long)]
     pub(crate) no_check: bool,
 }

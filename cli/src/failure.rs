@@ -11,6 +11,7 @@ use moai_fabric::{
     collectives::{descriptor::DescriptorError, negotiate::Refusal},
     config::ConfigError,
     files::FileError,
+    keys::KeysError,
 };
 use serde::Serialize;
 
@@ -74,6 +75,12 @@ impl From<FabricError> for Failure {
             FabricError::Config(error) => Self::Input(error.to_string()),
             other => Self::Transfer(other.to_string()),
         }
+    }
+}
+
+impl From<KeysError> for Failure {
+    fn from(error: KeysError) -> Self {
+        Self::Input(error.to_string())
     }
 }
 

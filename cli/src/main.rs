@@ -13,6 +13,7 @@ mod doctor;
 mod failure;
 mod info;
 mod inputs;
+mod keys;
 mod picture;
 mod plan;
 mod run;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Command::Doctor(command) => doctor::doctor(&command),
         Command::Codec(command) => codec::codec(&command),
         Command::Info(command) => info_command(&command),
+        Command::Keys(command) => keys::keys(&command.command),
         // `run` tells of its ranks' failures.
         Command::Rank(command) => {
             return run::rank::rank(&command)

@@ -226,7 +226,16 @@ fn bad_usage_exits_with_2() {
         .output()
         .unwrap();
     assert_eq!(off.status.code(), Some(2));
-    assert!(stderr(&off).contains("--insecure"), "{}", stderr(&off));
+    for way_out in [
+        "MOAI_TLS_CERT",
+        "MOAI_ALLOW",
+        "--tls",
+        "MOAI_SHARED_KEY_FILE",
+        "moai keys init",
+        "--insecure",
+    ] {
+        assert!(stderr(&off).contains(way_out), "{}", stderr(&off));
+    }
     let unknown = moai(&["run"]).env("MOAI_DEADLIN", "3").output().unwrap();
     assert_eq!(unknown.status.code(), Some(2));
     assert!(

@@ -11,15 +11,26 @@ use thiserror::Error;
 
 use crate::{directory::Source, providers::NAMES};
 
+mod protection;
+
+use protection::Protection;
+
+pub use moai_transport_tcp::{CertificateFiles, Security};
+
 /// Everything that can be chosen.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
     /// Where a producer rank listens; port 0 takes a free one.
     pub bind: SocketAddr,
-    /// Allow addresses off loopback. Nothing is authenticated or encrypted in this release, so whoever
-    /// reaches the port can read the cache.
+    /// Allow addresses off loopback without [`security`](Self::security): whoever reaches the port can read the cache,
+    /// and whoever is on the way can change it.
     pub insecure: bool,
+    /// How peers over tcp prove who they are. With it, addresses off loopback are allowed, and shm only if it is named
+    /// among [`transports`](Self::transports), since it asks nobody who they are.
+    pub security: Security,
+    /// Whether payload is encrypted as well, where links are protected; if neither side asks for it, it is not.
+    pub seal_payload: bool,
     /// From the start of a transfer to its outcome, at most.
     pub deadline: Duration,
     /// Payload bytes a second that one producer rank sends at most.
@@ -56,6 +67,8 @@ impl Default for Config {
         Self {
             bind: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
             insecure: false,
+            security: Security::None,
+            seal_payload: true,
             deadline: Duration::from_secs(60),
             max_bytes_per_second: None,
             staging_bytes: moai_transport::limits::STAGING_RING_BYTES,
@@ -100,11 +113,35 @@ pub struct Variable {
 }
 
 /// Variables of the configuration, then those that only tests and logs read.
-const VARIABLES: [(&str, &str); 17] = [
+const VARIABLES: [(&str, &str); 23] = [
     ("MOAI_BIND", "address that producer ranks listen on"),
     (
         "MOAI_INSECURE",
         "1 allows addresses off loopback, without authentication or encryption",
+    ),
+    (
+        "MOAI_TLS_CERT",
+        "our certificate, in PEM, with those of intermediate authorities behind it; with it links over tcp are TLS",
+    ),
+    (
+        "MOAI_TLS_KEY",
+        "its private key, in PEM; not readable by everyone",
+    ),
+    (
+        "MOAI_TLS_CA",
+        "certificates of the authorities that sign those of peers, in PEM",
+    ),
+    (
+        "MOAI_ALLOW",
+        "who may be a peer: SPIFFE IDs, prefixes of them as spiffe://cluster/ns/*, DNS names, or * for all that MOAI_TLS_CA signs",
+    ),
+    (
+        "MOAI_SHARED_KEY_FILE",
+        "a private key that all peers hold, in PEM, instead of certificates; not readable by everyone",
+    ),
+    (
+        "MOAI_TLS_PAYLOAD",
+        "off sends payload as it is, where both sides say so: anybody on the way reads and changes it",
     ),
     (
         "MOAI_DEADLINE",
@@ -194,6 +231,7 @@ impl Config {
     /// As there.
     pub fn from_vars(vars: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
         let mut config = Self::default();
+        let mut protection = Protection::default();
         for (name, value) in vars {
             let fail = |problem: String| ConfigError {
                 name: name.clone(),
@@ -211,6 +249,14 @@ impl Config {
                         "1" => true,
                         "0" | "" => false,
                         _ => return Err(fail("is neither 0 nor 1".into())),
+                    };
+                }
+                name if protection.takes(name, &value).map_err(fail)? => {}
+                "MOAI_TLS_PAYLOAD" => {
+                    config.seal_payload = match value.as_str() {
+                        "on" | "" => true,
+                        "off" => false,
+                        _ => return Err(fail("is neither on nor off".into())),
                     };
                 }
                 "MOAI_DEADLINE" => {
@@ -304,6 +350,7 @@ impl Config {
                 }
             }
         }
+        config.security = protection.security()?;
         Ok(config)
     }
 
@@ -313,6 +360,7 @@ impl Config {
         let effective = |name: &str| match name {
             "MOAI_BIND" => self.bind.to_string(),
             "MOAI_INSECURE" => u8::from(self.insecure).to_string(),
+            "MOAI_TLS_PAYLOAD" => if self.seal_payload { "on" } else { "off" }.to_owned(),
             "MOAI_DEADLINE" => self.deadline.as_secs_f64().to_string(),
             "MOAI_MAX_RATE" => self.max_bytes_per_second.unwrap_or(0).to_string(),
             "MOAI_STAGING_BYTES" => self.staging_bytes.to_string(),
@@ -341,7 +389,8 @@ impl Config {
                 let named = |source: &Source| source.to_string();
                 self.directory.as_ref().map_or_else(String::new, named)
             }
-            other => std::env::var(other).unwrap_or_default(),
+            other => protection::value(&self.security, other)
+                .unwrap_or_else(|| std::env::var(other).unwrap_or_default()),
         };
         VARIABLES
             .iter()
@@ -358,7 +407,8 @@ impl Config {
     #[must_use]
     pub fn allows(&self, transport: &str) -> bool {
         let named = |list: &Option<Vec<String>>| match list {
-            None => true,
+            // It asks nobody who they are: with links that do, only by name.
+            None => transport != "shm" || !self.security.is_on(),
             Some(names) => names.iter().any(|name| name == transport),
         };
         named(&self.transports)
@@ -382,15 +432,15 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] if it is off loopback and `insecure` is not set.
+    /// [`ConfigError`] if it is off loopback, links are not protected, and `insecure` is not set.
     pub fn allow(&self, address: SocketAddr) -> Result<(), ConfigError> {
-        if address.ip().is_loopback() || self.insecure {
+        if address.ip().is_loopback() || self.security.is_on() || self.insecure {
             return Ok(());
         }
         Err(ConfigError {
             name: "address".into(),
             value: address.to_string(),
-            problem: "is off loopback, and this release neither authenticates nor encrypts; --insecure or MOAI_INSECURE=1 allows it".into(),
+            problem: "is off loopback, and links are not protected: give certificates (MOAI_TLS_CERT, MOAI_TLS_KEY, MOAI_TLS_CA and MOAI_ALLOW, or --tls) or a shared key (MOAI_SHARED_KEY_FILE), which `moai keys init` makes; --insecure or MOAI_INSECURE=1 goes without".into(),
         })
     }
 }
@@ -520,6 +570,8 @@ mod tests {
             ("MOAI_DIRECTORY", "file:here"),
             ("MOAI_METRICS", "everywhere"),
             ("MOAI_METRICS", "65536"),
+            ("MOAI_TLS_PAYLOAD", "maybe"),
+            ("MOAI_ALLOW", "spiffe://c/n*"),
             ("MOAI_PORTS", "9-8"),
             ("MOAI_PORTS", "0-8"),
             ("MOAI_DEADLIN", "3"),

@@ -124,7 +124,7 @@ impl Fabric {
     /// [`FabricError`] if the address is not allowed, or cannot be had.
     pub fn listen(&self) -> Result<Server, FabricError> {
         self.config.allow(self.config.bind)?;
-        if !self.config.bind.ip().is_loopback() {
+        if !self.config.bind.ip().is_loopback() && !self.config.security.is_on() {
             tracing::warn!(address = %self.config.bind, "listening off loopback without authentication");
         }
         let transports = self.open(true)?;

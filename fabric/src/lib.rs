@@ -9,6 +9,7 @@
 //! - [`metrics`]: what a process counts, and whether it can be sent work.
 //! - [`limits`]: what others may size.
 //! - [`synthetic`]: a cache of seeded values, for trying things out.
+//! - [`keys`]: certificates and keys of a small cluster.
 //! - [`check`]: an independent check of what a transfer left behind.
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ pub mod directory;
 mod engine;
 mod fabric;
 pub mod files;
+pub mod keys;
 pub mod limits;
 pub mod metrics;
 pub mod providers;

@@ -40,6 +40,8 @@ fn tcp(config: &Config, listens: bool) -> TcpConfig {
     TcpConfig {
         listen: listens.then_some(config.bind),
         advertise: config.advertise,
+        security: config.security.clone(),
+        seal_payload: config.seal_payload,
         ports: config.ports.map(|(first, last)| first..=last),
         staging_bytes: config.staging_bytes,
         lanes: config.tcp_lanes,

@@ -430,6 +430,8 @@ fn limits_are_those_of_the_code() {
             fabric::MAX_HTTP_REQUEST_BYTES as u64,
         ),
         ("MAX_HTTP_HEADERS", fabric::MAX_HTTP_HEADERS as u64),
+        ("MAX_NAMES", transport::limits::MAX_NAMES as u64),
+        ("MAX_PATTERNS", transport::limits::MAX_PATTERNS as u64),
     ];
     let page = read("docs/src/limits.md");
     let told: Vec<(String, u64)> = rows(&page)
@@ -546,9 +548,19 @@ fn program() -> PathBuf {
 #[test]
 fn options_are_those_of_the_program() {
     let page = read("docs/src/command-line.md");
-    for command in ["run", "convert", "plan", "check", "doctor", "codec", "info"] {
+    for command in [
+        "run",
+        "convert",
+        "plan",
+        "check",
+        "doctor",
+        "codec",
+        "info",
+        "keys init",
+        "keys issue",
+    ] {
         let help = Command::new(program())
-            .args([command, "--help"])
+            .args(command.split(' ').chain(["--help"]))
             .output()
             .unwrap();
         let help = String::from_utf8(help.stdout).unwrap();

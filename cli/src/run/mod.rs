@@ -30,7 +30,7 @@ use talk::{FromRank, ToRank};
 use crate::{
     args, bounds, convert,
     failure::{Failure, show, write_json},
-    inputs, picture, plan,
+    inputs, keys, picture, plan,
 };
 
 /// How long ranks may take to fill their memory.
@@ -51,6 +51,7 @@ pub(crate) fn run(command: &args::Run) -> Result<(), Failure> {
         config.deadline = config::deadline(seconds).map_err(fail)?;
     }
     config.insecure |= command.insecure;
+    keys::protect(&mut config, command.tls.as_deref())?;
     if let Some(transports) = &command.transport {
         config.transports = config::transports(transports)
             .map_err(|problem| Failure::Input(format!("--transport {transports} {problem}")))?;

@@ -32,7 +32,7 @@ use crate::{
     args::{self, Role},
     convert,
     failure::Failure,
-    inputs,
+    inputs, keys,
 };
 
 /// Lines of progress a second, at most.
@@ -49,6 +49,7 @@ pub(crate) fn rank(command: &args::Rank) -> Result<(), Failure> {
 fn part(command: &args::Rank) -> Result<(), Failure> {
     let mut config = Config::from_env()?;
     config.insecure |= command.insecure;
+    keys::protect(&mut config, command.tls.as_deref())?;
     if let Some(seconds) = command.deadline {
         config.deadline = config::deadline(seconds).map_err(Failure::Input)?;
     }

@@ -129,6 +129,7 @@ fn arguments(mut program: Command, command: &args::Run, role: Role, rank: u32) -
         ("--producer", &command.producer),
         ("--consumer", &command.consumer),
         ("--out", &command.out),
+        ("--tls", &command.tls),
     ] {
         if let Some(path) = path {
             program.arg(name).arg(path);

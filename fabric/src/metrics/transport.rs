@@ -105,6 +105,8 @@ impl Counted {
         connections("connected", |stats| stats.connected);
         connections("accepted", |stats| stats.accepted);
         connections("rejected", |stats| stats.rejected);
+        connections("authenticated", |stats| stats.authenticated);
+        connections("distrusted", |stats| stats.distrusted);
         connections("closed", |stats| stats.closed);
     }
 }

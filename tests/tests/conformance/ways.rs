@@ -1,13 +1,16 @@
 //! The ways of moving bytes that are held against the contract.
 
 use std::fmt;
+use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use moai_transport::{Address, Interface, Provider, Stack};
 use moai_transport_shm::{Listen, ShmConfig, ShmProvider};
-use moai_transport_tcp::{TcpConfig, TcpProvider};
+use moai_transport_tcp::{Security, TcpConfig, TcpProvider};
 
 use crate::memory::Device;
 use crate::node::Node;
@@ -18,6 +21,11 @@ use crate::run::Absent;
 pub(crate) enum Way {
     Tcp {
         lanes: u32,
+    },
+    /// The same by TLS with a shared key; with payload encrypted or not.
+    Tls {
+        lanes: u32,
+        seals: bool,
     },
     /// Shared memory; whether other memory is reached by the system's calls, or copied by both sides.
     Shm {
@@ -30,7 +38,15 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Tls {
+            lanes: 1,
+            seals: true,
+        },
+        Self::Tls {
+            lanes: 3,
+            seals: false,
+        },
         Self::Tcp { lanes: 1 },
         Self::Tcp { lanes: 3 },
         Self::Shm { foreign: true },
@@ -42,7 +58,7 @@ impl Way {
     /// What `path` calls the provider.
     pub(crate) fn provider_name(self) -> &'static str {
         match self {
-            Self::Tcp { .. } | Self::Stack { falls_back: true } => "tcp",
+            Self::Tcp { .. } | Self::Tls { .. } | Self::Stack { falls_back: true } => "tcp",
             Self::Shm { .. } | Self::Stack { falls_back: false } => "shm",
         }
     }
@@ -54,6 +70,13 @@ impl Way {
             Self::Tcp { lanes } => Box::new(TcpProvider::new(TcpConfig {
                 listen: listens.then(|| SocketAddr::from(([127, 0, 0, 1], 0))),
                 lanes,
+                ..TcpConfig::default()
+            })),
+            Self::Tls { lanes, seals } => Box::new(TcpProvider::new(TcpConfig {
+                listen: listens.then(|| SocketAddr::from(([127, 0, 0, 1], 0))),
+                lanes,
+                security: Security::SharedKey(shared_key()),
+                seal_payload: seals,
                 ..TcpConfig::default()
             })),
             Self::Shm { foreign } => {
@@ -111,7 +134,7 @@ impl Way {
     /// Descriptors that both ends of an endpoint cost.
     pub(crate) fn descriptors_an_endpoint(self) -> usize {
         match self {
-            Self::Tcp { lanes } => 2 * lanes as usize,
+            Self::Tcp { lanes } | Self::Tls { lanes, .. } => 2 * lanes as usize,
             Self::Shm { .. } | Self::Stack { .. } => 10,
         }
     }
@@ -125,6 +148,11 @@ impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp { lanes } => write!(f, "tcp-{lanes}"),
+            Self::Tls { lanes, seals: true } => write!(f, "tls-{lanes}"),
+            Self::Tls {
+                lanes,
+                seals: false,
+            } => write!(f, "tls-{lanes}-open"),
             Self::Shm { foreign: true } => f.write_str("shm"),
             Self::Shm { foreign: false } => f.write_str("shm-framed"),
             Self::Stack { falls_back: false } => f.write_str("stack"),
@@ -140,4 +168,23 @@ impl FromStr for Way {
         let found = Self::ALL.into_iter().find(|way| way.to_string() == text);
         found.ok_or_else(|| format!("no way is called {text}"))
     }
+}
+
+/// A file with a key that nobody else is to use: the processes of a test hold the same.
+fn shared_key() -> PathBuf {
+    /// Ed25519, of the bytes 0, 1, 2, ….
+    const KEY: &str = "-----BEGIN PRIVATE KEY-----\n\
+        MC4CAQAwBQYDK2VwBCIEIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f\n\
+        -----END PRIVATE KEY-----\n";
+    static FILE: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let folder = FILE.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600);
+        let file = options.open(folder.path().join("key.pem"));
+        file.and_then(|mut file| file.write_all(KEY.as_bytes()))
+            .expect("a file");
+        folder
+    });
+    folder.path().join("key.pem")
 }
