@@ -33,6 +33,7 @@ page! {
     Transport "transport.md"
     Directory "directory.md"
     Metrics "metrics.md"
+    Security "security.md"
     CommandLine "command-line.md"
     Configuration "configuration.md"
     Limits "limits.md"

@@ -404,6 +404,8 @@ fn limits_are_those_of_the_code() {
             "MAX_ADDRESS_BYTES",
             transport::limits::MAX_ADDRESS_BYTES as u64,
         ),
+        ("MAX_NAMES", transport::limits::MAX_NAMES as u64),
+        ("MAX_PATTERNS", transport::limits::MAX_PATTERNS as u64),
         (
             "MAX_ENGINE_NAME_BYTES",
             fabric::MAX_ENGINE_NAME_BYTES as u64,
@@ -430,8 +432,6 @@ fn limits_are_those_of_the_code() {
             fabric::MAX_HTTP_REQUEST_BYTES as u64,
         ),
         ("MAX_HTTP_HEADERS", fabric::MAX_HTTP_HEADERS as u64),
-        ("MAX_NAMES", transport::limits::MAX_NAMES as u64),
-        ("MAX_PATTERNS", transport::limits::MAX_PATTERNS as u64),
     ];
     let page = read("docs/src/limits.md");
     let told: Vec<(String, u64)> = rows(&page)
