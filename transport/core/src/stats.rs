@@ -27,7 +27,7 @@ use std::ops::Add;
 /// | `rejected` | connections | turned away because the table of peers was full |
 /// | `authenticated` | connections | whose handshake ended well |
 /// | `distrusted` | connections | whose handshake failed, on whichever side |
-/// | `closed` | connections | ended, for whatever reason |
+/// | `closed` | connections | ended, for whatever reason, also before they were taken |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 #[allow(missing_docs)] // The table above documents them side by side.

@@ -515,6 +515,11 @@ impl Connection {
             } else {
                 self.connected(context);
             }
+            if let Role::First { .. } = self.role {
+                // As without TLS, what is queued has left when the handler next hears of the peer. A further lane's is
+                // left for when its identity was compared.
+                self.flush_with(context);
+            }
             if finish {
                 self.finish(now, finish_limit);
             }

@@ -65,7 +65,10 @@ pub(crate) const HANDSHAKE_BYTES: usize = (64 << 10) + RECORD_BYTES;
 /// Longest record on the wire: 2^14 bytes, what TLS 1.3 may add, and its header (RFC 8446, section 5.2).
 pub(crate) const RECORD_BYTES: usize = (16 << 10) + 256 + 5;
 
-/// Ciphertext that is read at once: some records in each system call, and not more than the second-level cache has room
+/// Buffer for ciphertext of a connection that has just begun to read: a hello and some more, or some short messages.
+pub(crate) const FIRST_BYTES: usize = 4 << 10;
+
+/// Most ciphertext that is read at once: some records in each system call, and not more than the second-level cache has room
 /// for beside their plaintext.
 pub(crate) const SEALED_READ_BYTES: usize = 128 << 10;
 

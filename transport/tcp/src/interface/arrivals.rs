@@ -127,7 +127,11 @@ impl TcpInterface {
                 }
                 self.drop_lane(peer);
             }
-            Role::Unknown => self.drop_lane(peer),
+            // Nobody was told of it, but it was there: a scan of ports must be seen.
+            Role::Unknown => {
+                self.stats.closed += 1;
+                self.drop_lane(peer);
+            }
         }
     }
 

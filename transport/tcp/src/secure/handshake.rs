@@ -23,7 +23,7 @@ use super::credentials::PROTOCOL;
 use super::identity_of;
 use super::records::{At, End};
 use super::session::Session;
-use crate::limits::HANDSHAKE_BYTES;
+use crate::limits::{FIRST_BYTES, HANDSHAKE_BYTES};
 
 /// Version of the greeting, and what it says of payload.
 const GREETING_BYTES: usize = 2;
@@ -34,9 +34,6 @@ const OPEN: u8 = 2;
 /// First bytes of records: of a handshake and of an alert.
 const HANDSHAKE_RECORD: u8 = 22;
 const ALERT_RECORD: u8 = 21;
-
-/// Buffer of a handshake that has just begun: a hello and some more.
-const FIRST_BYTES: usize = 4 << 10;
 
 /// What a step of the handshake has led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +62,8 @@ impl Session {
                 return Ok(Shaken::NeedsWrite);
             }
             if self.is_known {
+                // Frames are mostly shorter than certificates.
+                self.trim();
                 return Ok(Shaken::Done);
             }
             match self.step(seal_payload) {

@@ -171,7 +171,7 @@ fn advance<E: Records>(
                 }
                 ConnectionState::EncodeTlsData(mut data) => {
                     // The library asks for what it needs if this is too little.
-                    let mut room = RECORD_BYTES;
+                    let mut room = RECORD_EXTRA;
                     loop {
                         match data.encode(outgoing.room(room)) {
                             Ok(bytes) => break outgoing.end += bytes,

@@ -18,7 +18,7 @@ use rustls::server::UnbufferedServerConnection;
 use rustls::{ClientConfig, Error, ServerConfig};
 
 use super::records::{At, End, FRAGMENT_BYTES, Outgoing};
-use crate::limits::{RECORD_BYTES, SEALED_READ_BYTES, SEALED_WRITE_BYTES};
+use crate::limits::{FIRST_BYTES, RECORD_BYTES, SEALED_READ_BYTES, SEALED_WRITE_BYTES};
 
 /// Bytes in front of a record, of which the last two say how long it is.
 const RECORD_HEADER: usize = 5;
@@ -497,10 +497,12 @@ impl End {
 }
 
 impl Incoming {
-    /// Reads what the socket has.
+    /// Reads what the socket has. The buffer grows with what comes at once: a connection that says little holds little,
+    /// and one that is full holds a record that did not fit, or shows that more had come.
     fn fill(&mut self, socket: &mut impl Read) -> io::Result<usize> {
-        if self.bytes.len() < SEALED_READ_BYTES {
-            self.bytes.resize(SEALED_READ_BYTES, 0);
+        if self.end == self.bytes.len() && self.end < SEALED_READ_BYTES {
+            let more = (2 * self.end).clamp(FIRST_BYTES, SEALED_READ_BYTES);
+            self.bytes.resize(more, 0);
         }
         self.bytes.copy_within(self.start..self.end, 0);
         self.end -= self.start;
