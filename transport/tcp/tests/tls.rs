@@ -6,12 +6,12 @@ mod common;
 mod authority;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use authority::{Authority, Wanted, shared_key, write_key};
-use common::{Event, HANG, Node, Policy, Random, drive, pair};
+use common::{Event, HANG, Node, Policy, Random, drive, hello, pair};
 use moai_memory::Region;
 use moai_transport::{Closed, Interface, PeerId, Pieces, Posted, Rights, Token, Unauthenticated};
 use moai_transport_tcp::{CertificateFiles, Security, TcpConfig, tcp_address};
@@ -277,29 +277,7 @@ fn scans_garbage_and_silence_cost_their_deadline_and_nobody_notices() {
         nodes[1].interface.stats().messages_in == 1
     });
     server.recorder.take();
-    let mut hello = Vec::new();
-    {
-        // A hello, as a client sends it.
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut client = Node::new(
-            TcpConfig {
-                security: security.clone(),
-                ..TcpConfig::default()
-            },
-            Policy::Staged,
-        );
-        client
-            .interface
-            .connect(&tcp_address(listener.local_addr().unwrap()))
-            .unwrap();
-        client.poll(Duration::from_millis(50));
-        client.poll(Duration::from_millis(50));
-        let (mut socket, _) = listener.accept().unwrap();
-        hello.resize(4096, 0);
-        let bytes = socket.read(&mut hello).unwrap();
-        hello.truncate(bytes);
-    }
-    assert!(hello.len() > 100);
+    let hello = hello(&security);
     let mut random = Random(5);
     let mut raw = Vec::new();
     for round in 0..60 {

@@ -5,12 +5,13 @@
 pub(crate) mod drawn;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::io::Read;
+use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 use moai_memory::Region;
 use moai_transport::{Batch, Closed, Handler, Interface, Landing, PeerId, Piece, Posted, Reject};
-use moai_transport_tcp::{TcpConfig, TcpInterface, tcp_address};
+use moai_transport_tcp::{Security, TcpConfig, TcpInterface, tcp_address};
 
 /// Far beyond what anything here takes: for telling a hang from a slow machine.
 pub(crate) const HANG: Duration = Duration::from_secs(60);
@@ -322,6 +323,28 @@ pub(crate) fn pair(connecting: &mut Node, listening: &mut Node) -> (PeerId, Peer
         nodes[0].recorder.events.iter().any(there) && nodes[1].recorder.incoming().len() > before
     });
     (to, listening.recorder.incoming()[before])
+}
+
+/// The first that one who is protected by `security` says: a hello of TLS.
+pub(crate) fn hello(security: &Security) -> Vec<u8> {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = Node::new(
+        TcpConfig {
+            security: security.clone(),
+            ..TcpConfig::default()
+        },
+        Policy::Staged,
+    );
+    let address = tcp_address(listener.local_addr().unwrap());
+    client.interface.connect(&address).unwrap();
+    client.poll(Duration::from_millis(50));
+    client.poll(Duration::from_millis(50));
+    let (mut socket, _) = listener.accept().unwrap();
+    let mut hello = vec![0; 4096];
+    let bytes = socket.read(&mut hello).unwrap();
+    hello.truncate(bytes);
+    assert!(hello.len() > 100);
+    hello
 }
 
 /// A frame, made from a seed by both sides.
