@@ -354,6 +354,11 @@ fn limits_are_those_of_the_code() {
         ("MAX_RETIRED_EPOCHS", limits::MAX_RETIRED_EPOCHS as u64),
         ("MAX_KEYS_PER_MESSAGE", limits::MAX_KEYS_PER_MESSAGE as u64),
         ("MAX_SUMS_PER_MESSAGE", limits::MAX_SUMS_PER_MESSAGE as u64),
+        (
+            "MAX_PAGES_PER_MESSAGE",
+            limits::MAX_PAGES_PER_MESSAGE as u64,
+        ),
+        ("MAX_LENT_PAGES", limits::MAX_LENT_PAGES),
         ("MAX_PULL_MS", limits::MAX_PULL_MS.into()),
         (
             "MAX_MESSAGE_BYTES",
