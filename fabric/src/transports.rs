@@ -137,6 +137,13 @@ impl Network for Ways {
         wants.connect(stack, &addresses)
     }
 
+    fn identity(&self, peer: PeerId) -> Option<String> {
+        // The SPIFFE ID, if there is one.
+        let identity = self.transports.stack.identity(peer)?;
+        let first = identity.names().first().map(ToString::to_string);
+        Some(first.unwrap_or_else(|| identity.to_string()))
+    }
+
     fn can_map(&self, peer: PeerId) -> bool {
         let Transports { stack, wants } = &self.transports;
         let maps = |can: &Capabilities| {
