@@ -360,6 +360,10 @@ fn limits_are_those_of_the_code() {
         ),
         ("MAX_LENT_PAGES", limits::MAX_LENT_PAGES),
         ("MAX_PULL_MS", limits::MAX_PULL_MS.into()),
+        ("MAX_UNSENT_BYTES", limits::MAX_UNSENT_BYTES as u64),
+        ("CLOSE_NS", limits::CLOSE_NS),
+        ("DEVICE_PATIENCE_MS", limits::DEVICE_PATIENCE_MS),
+        ("MAX_KEPT_RUNNERS", limits::MAX_KEPT_RUNNERS as u64),
         (
             "MAX_MESSAGE_BYTES",
             u64::from(transport::limits::MAX_MESSAGE_BYTES),
