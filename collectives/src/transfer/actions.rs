@@ -485,7 +485,12 @@ impl Core {
             Action::PeerLost {
                 engine, node, why, ..
             } => {
-                tracing::warn!(%engine, node, reason = %why, "link lost");
+                // Where nothing goes on, as at the end of either side, nobody misses it.
+                if self.node.is_idle() {
+                    tracing::info!(%engine, node, reason = %why, "link lost");
+                } else {
+                    tracing::warn!(%engine, node, reason = %why, "link lost");
+                }
                 self.events.push_back(Event::PeerLost { engine, node, why });
             }
             Action::Superseded { engine } => {
