@@ -75,7 +75,7 @@ impl<'a> Arrivals<'a> {
                 part,
                 chunk,
             })),
-            None if self.core.was_pulled(stream) => Ok(None),
+            None if self.core.is_over(stream) => Ok(None),
             None => Err(Reject(format!(
                 "batch {:x} of {} bytes, which nothing was pulled for",
                 batch.id, batch.bytes

@@ -17,7 +17,7 @@ use super::{
     loan::Loan,
     pace::Pace,
     pulling::Pulling,
-    serving::Serving,
+    serving::{Serving, transfer_of},
 };
 use crate::{
     descriptor::Descriptor,
@@ -267,9 +267,12 @@ impl Kept {
 }
 
 impl Core {
-    /// Whether the transfer that a stream names was begun at some time.
-    pub(super) fn was_pulled(&self, stream: u64) -> bool {
-        stream <= super::serving::stream_of(self.last_transfer.0, u32::MAX >> 19)
+    /// Whether the transfer that a stream names was begun at some time and is over: what still comes of it is late.
+    pub(super) fn is_over(&self, stream: u64) -> bool {
+        let transfer = transfer_of(stream, self.last_transfer.0).map(TransferId);
+        transfer.is_some_and(|transfer| {
+            !self.pullings.contains_key(&transfer) && !self.sought.contains_key(&transfer)
+        })
     }
 
     /// A link is gone: nothing is read into pages from it any more.

@@ -33,6 +33,7 @@ pub use generations::Generations;
 pub use once::{PRODUCER, Reach, Session, consume, produce};
 pub use report::{DirtyPages, Ended, Report, Route};
 pub use request::{Grant, Offer, Pull};
+pub use serving::batch_of;
 
 use crate::cost::Rates;
 

@@ -281,6 +281,7 @@ fn device_failed(why: String) -> Turn {
 const CHUNK_BITS: u32 = 20;
 /// Bits of the part's number.
 const PART_BITS: u32 = 13;
+const TRANSFER_MASK: u64 = (1 << (64 - PART_BITS - CHUNK_BITS)) - 1;
 
 const _: () = assert!(crate::limits::MAX_CHUNKS <= 1 << CHUNK_BITS);
 const _: () = assert!(crate::limits::MAX_PARTS <= 1 << PART_BITS);
@@ -288,12 +289,23 @@ const _: () = assert!(crate::limits::MAX_PARTS <= 1 << PART_BITS);
 /// What names a part of a consumer's transfer in the ids of batches on its link. Of transfers, it has the last 31 bits: one
 /// that far back is not served any more.
 pub(super) fn stream_of(transfer: u64, part: u32) -> u64 {
-    let transfer = transfer & ((1 << (64 - PART_BITS - CHUNK_BITS)) - 1);
-    transfer << PART_BITS | u64::from(part)
+    (transfer & TRANSFER_MASK) << PART_BITS | u64::from(part)
+}
+
+/// The transfer that a stream names: the latest with these bits, if `last` was the last that was begun.
+pub(super) fn transfer_of(stream: u64, last: u64) -> Option<u64> {
+    let back = last.wrapping_sub(stream >> PART_BITS) & TRANSFER_MASK;
+    last.checked_sub(back).filter(|&transfer| transfer > 0)
 }
 
 fn batch_id(stream: u64, index: usize) -> u64 {
     stream << CHUNK_BITS | index as u64
+}
+
+/// What names a chunk of a consumer's transfer among the batches on its link: for whoever speaks the protocol by itself.
+#[must_use]
+pub fn batch_of(transfer: u64, part: u32, chunk: u32) -> u64 {
+    batch_id(stream_of(transfer, part), chunk as usize)
 }
 
 /// The part, and the chunk.
@@ -304,6 +316,17 @@ pub(super) fn parse_batch(id: u64) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stream_names_the_latest_transfer_with_its_bits() {
+        let far = TRANSFER_MASK + 1;
+        for (transfer, last) in [(1, 1), (1, 9), (9, 9), (far + 5, far + 5), (8, far + 5)] {
+            assert_eq!(transfer_of(stream_of(transfer, 8191), last), Some(transfer));
+        }
+        for (transfer, last) in [(0, 0), (1, 0), (0, 5), (6, 5), (TRANSFER_MASK, 5)] {
+            assert_eq!(transfer_of(stream_of(transfer, 0), last), None);
+        }
+    }
 
     #[test]
     fn parts_and_chunks_are_told_apart_in_the_ids_of_batches() {
