@@ -156,6 +156,8 @@ struct PeerNode {
     /// Offers that are to be pushed to it.
     pushes: BTreeSet<u64>,
     known: bool,
+    /// Why there was no link the last time that one was to be made.
+    trouble: Option<String>,
 }
 
 impl PeerNode {
@@ -173,6 +175,11 @@ impl Peer {
 
     pub(super) fn node_of(&self, rank: u32) -> Option<u32> {
         self.rank_at.get(&rank).copied()
+    }
+
+    /// Why there is no link to a node, if it was tried.
+    pub(super) fn trouble(&self, node: u32) -> Option<&str> {
+        self.nodes.get(&node)?.trouble.as_deref()
     }
 
     /// A rank and the node that holds it; of a node with a link, if there is one.
@@ -270,6 +277,7 @@ impl Node {
             return;
         };
         entry.dialling = false;
+        entry.trouble = Some(why.to_owned());
         entry.attempts = entry.attempts.saturating_add(1);
         let waiting: Vec<_> = entry.waiting.iter().copied().collect();
         for (transfer, part) in waiting {
@@ -925,6 +933,7 @@ impl Node {
         });
         let entry = self.peers[peer].nodes.entry(node).or_default();
         entry.attempts = 0;
+        entry.trouble = None;
         for (transfer, part) in std::mem::take(&mut entry.waiting) {
             self.ask(transfer, part, link);
         }
@@ -1014,6 +1023,7 @@ impl Node {
                 cause,
                 Cause::Replaced | Cause::Rejected(Reason::Duplicate, _)
             ) {
+                entry.trouble = Some(why);
                 entry.attempts = entry.attempts.saturating_add(1);
             }
             if cause.is_lasting() && entry.link.is_none() {

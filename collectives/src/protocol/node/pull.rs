@@ -134,11 +134,15 @@ impl Part {
         self.link.is_none() || self.refused || self.quiet && (self.stopped || self.gone)
     }
 
-    fn waits_for(&self) -> Option<String> {
+    /// `trouble` is why there is no link, where that is known.
+    fn waits_for(&self, trouble: Option<&str>) -> Option<String> {
         let rank = self.expected.source;
         let unplaced: u32 = self.missing.iter().sum();
         match self.state {
-            PartState::Waiting => Some(format!("a link to rank {rank}")),
+            PartState::Waiting => Some(match trouble {
+                Some(trouble) => format!("a link to rank {rank} ({trouble})"),
+                None => format!("a link to rank {rank}"),
+            }),
             PartState::Asked => Some(format!("an answer of rank {rank}")),
             PartState::Receiving | PartState::Mapped if unplaced == 0 => {
                 Some(format!("the digests of rank {rank}"))
@@ -1217,7 +1221,9 @@ impl Node {
             }
             return self.settle(id);
         }
-        let missing: Vec<String> = this.parts.iter().filter_map(Part::waits_for).collect();
+        let peer = &self.peers[this.peer];
+        let waits_for = |part: &Part| part.waits_for(peer.trouble(part.node));
+        let missing: Vec<String> = this.parts.iter().filter_map(waits_for).collect();
         if now >= this.deadline_ns {
             let missing = missing.join(", ");
             return self.end_transfer(id, Outcome::Failed(Failure::Deadline { missing }));
@@ -1229,9 +1235,10 @@ impl Node {
         if let Some(part) = waiting
             && now >= this.started_ns + self.config.handshake_ns
         {
+            let trouble = peer.trouble(part.node).unwrap_or("nothing was heard");
             let (rank, why) = (
                 part.expected.source,
-                "no link to it could be made".to_owned(),
+                format!("no link to it could be made: {trouble}"),
             );
             return self.end_transfer(id, Outcome::Failed(Failure::Lost { rank, why }));
         }
