@@ -259,6 +259,7 @@ impl Ends {
     fn judge(&self, case: &Case, what: &dyn fmt::Debug) -> bool {
         for (rank, (report, pool)) in self.consumers.iter().zip(&self.targets).enumerate() {
             match &report.ended {
+                Ended::Cancelled { .. } => panic!("{what:?}: nobody cancelled"),
                 Ended::Committed => {
                     let same = check::compare(
                         case.requested.agreed(),
