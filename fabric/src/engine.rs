@@ -87,7 +87,11 @@ pub enum EngineError {
 /// What is done on the engine's thread.
 type Call = Box<dyn FnOnce(&mut Worker) + Send>;
 
-/// One process of an engine. See the [module](self).
+/// One process of an engine, at work in a thread of its own.
+///
+/// The thread has the links, the heartbeats and the pages: an engine that is busy computing does not lose its peers. What
+/// it is asked goes there as calls, what happens comes back as [`Event`]s. Calls wait for an answer, which takes as long as what is
+/// under way there, a fraction of a millisecond.
 pub struct Engine {
     calls: Sender<Call>,
     wake: Arc<OwnedFd>,

@@ -464,11 +464,14 @@ fn who_refuses_is_quoted() {
     }
 }
 
+/// Misbehaves towards whoever asked, knowing the chunks and bytes of the plan.
+type Misbehave = fn(&mut Asked, (u64, u64));
+
 #[test]
 fn who_boasts_or_talks_out_of_turn_breaks_the_protocol() {
     let requested = &ways()[0];
     let (chunks, bytes) = owed(requested);
-    let cases: [(&str, fn(&mut Asked, (u64, u64)), &str); 4] = [
+    let cases: [(&str, Misbehave, &str); 4] = [
         (
             "wrong totals",
             |asked, _| asked.accept(u64::MAX, u64::MAX),

@@ -363,7 +363,7 @@ impl Story {
                     elapsed_ns = report.elapsed_ns,
                     "part of a transfer ended"
                 );
-                told.report = Some(report);
+                told.report = Some(*report);
             }
             FromRank::Checked {
                 elements,

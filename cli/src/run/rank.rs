@@ -95,7 +95,9 @@ fn produce(
     });
     ear.hear()?;
     let report = server.serve(requested, command.rank, &mut pool, &mut progress());
-    say(&FromRank::Reported { report });
+    say(&FromRank::Reported {
+        report: Box::new(report),
+    });
     Ok(())
 }
 
@@ -144,7 +146,9 @@ fn consume(
         &mut progress(),
     )?;
     let committed = report.is_committed();
-    say(&FromRank::Reported { report });
+    say(&FromRank::Reported {
+        report: Box::new(report),
+    });
     if !committed {
         return Ok(());
     }

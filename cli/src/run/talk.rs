@@ -12,7 +12,7 @@ pub(super) enum FromRank {
     /// Payload bytes so far.
     Progress { done: u64, total: u64 },
     /// The rank's part has an outcome.
-    Reported { report: Report },
+    Reported { report: Box<Report> },
     /// Every element was compared with the reference.
     Checked {
         elements: u64,

@@ -334,7 +334,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.transfer(&report(r#"{"outcome": "committed"}"#, "tcp"));
         let digest = r#"{"outcome": "failed", "failure": {"kind": "digest", "rank": 1, "layer": 3, "component": "key",
-            "here": 1, "there": 2}, "dirty": [{"rank": 0, "group": "", "pages": [4, 5, 6]}]}"#;
+            "at": [0, 0], "here": 1, "there": 2}, "dirty": [{"rank": 0, "group": "", "pages": [4, 5, 6]}]}"#;
         metrics.transfer(&report(digest, "pigeon"));
         let text = metrics.text();
         for line in [
