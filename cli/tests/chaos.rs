@@ -131,7 +131,10 @@ fn killed_producer(transport: &str) {
     let (code, said, report, took) = run.end();
     assert_eq!(code, Some(4), "{said}");
     assert!(took < Duration::from_secs(35), "{took:?}");
-    assert!(said.starts_with("failed: "), "{said}");
+    assert!(
+        said.contains("failed: the transfer did not commit"),
+        "{said}"
+    );
     assert!(
         said.contains("producer 2: its process ended: signal: 9"),
         "{said}"
@@ -144,7 +147,7 @@ fn killed_producer(transport: &str) {
     let failure = &rank(&report, "consumer 1")["report"]["ended"]["failure"];
     assert_eq!(
         (failure["kind"].as_str(), failure["rank"].as_u64()),
-        (Some("peer_lost"), Some(2))
+        (Some("lost"), Some(2))
     );
     let dirty = dirty_pages(&report, "consumer 1");
     assert!(!dirty.is_empty() && dirty.is_sorted());
@@ -177,7 +180,7 @@ fn killed_consumer(transport: &str) {
         let failure = &rank(&report, name)["report"]["ended"]["failure"];
         assert_eq!(
             (failure["kind"].as_str(), failure["rank"].as_u64()),
-            (Some("peer_lost"), Some(0)),
+            (Some("lost"), Some(0)),
             "{said}"
         );
     }
@@ -188,28 +191,27 @@ fn killed_consumer(transport: &str) {
 }
 
 #[test]
-fn a_stopped_producer_is_given_up_at_the_deadline() {
+fn a_stopped_producer_is_given_up_within_seconds() {
     stopped_producer("tcp");
 }
 
 #[test]
-fn a_stopped_producer_is_given_up_at_the_deadline_while_pages_are_mapped() {
+fn a_stopped_producer_is_given_up_within_seconds_while_pages_are_mapped() {
     stopped_producer("shm");
 }
 
 fn stopped_producer(transport: &str) {
-    let run = Slow::start(transport, "6", "2000000");
+    let run = Slow::start(transport, "30", "2000000");
     std::thread::sleep(MIDDLE);
     run.signal("producer 3", "-STOP");
     let (code, said, report, took) = run.end();
     assert_eq!(code, Some(4), "{said}");
-    assert!(took < Duration::from_secs(6 + 8), "{took:?}");
-    // Whose clock is ahead gives up first and tells the other.
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    // It is silent for three seconds, long before the deadline.
     assert!(
-        said.contains("the deadline passed; still missing: "),
+        said.contains("consumer 1: rank 3 of the other side was lost: nothing heard for 3"),
         "{said}"
     );
-    assert!(said.contains("chunks of rank 3"), "{said}");
     assert!(!dirty_pages(&report, "consumer 1").is_empty());
 }
 

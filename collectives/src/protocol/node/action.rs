@@ -94,6 +94,20 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// The rank of the other side that it is about, if it is about one.
+    #[must_use]
+    pub const fn rank(&self) -> Option<u32> {
+        match self {
+            Self::Lost { rank, .. }
+            | Self::Restarted { rank }
+            | Self::Refused { rank, .. }
+            | Self::Protocol { rank, .. }
+            | Self::Digest { rank, .. }
+            | Self::NoPath { rank, .. } => Some(*rank),
+            Self::Deadline { .. } | Self::Local { .. } => None,
+        }
+    }
+
     /// The reason that peers are told.
     #[must_use]
     pub const fn reason(&self) -> Reason {

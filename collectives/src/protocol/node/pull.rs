@@ -1069,12 +1069,12 @@ impl Node {
         if this.ending.is_some() {
             return;
         }
-        let (reason, why) = match &outcome {
+        let (reason, of, why) = match &outcome {
             Outcome::Failed(failure @ Failure::Refused { .. }) => {
-                (Reason::OtherPart, failure.to_string())
+                (Reason::OtherPart, None, failure.to_string())
             }
-            Outcome::Failed(failure) => (failure.reason(), failure.to_string()),
-            Outcome::Cancelled | Outcome::Committed => (Reason::Cancelled, String::new()),
+            Outcome::Failed(failure) => (failure.reason(), failure.rank(), failure.to_string()),
+            Outcome::Cancelled | Outcome::Committed => (Reason::Cancelled, None, String::new()),
         };
         let force_ns = Some(self.now_ns + self.config.fence_ns);
         this.ending = Some(Ending {
@@ -1083,12 +1083,18 @@ impl Node {
             force_ns,
         });
         let peer = this.peer;
-        let mut stops: Vec<(u32, Option<LinkId>, u32)> = Vec::with_capacity(this.parts.len());
+        // What one rank did is not what the others did.
+        let reason_for = |rank: u32| match of {
+            Some(of) if of != rank => Reason::OtherPart,
+            _ => reason,
+        };
+        let mut stops = Vec::with_capacity(this.parts.len());
         for (part, of) in (0..).zip(&mut this.parts) {
             of.state = PartState::Stopping;
-            stops.push((part, of.link.filter(|_| !of.refused), of.node));
+            let link = of.link.filter(|_| !of.refused);
+            stops.push((part, link, of.node, reason_for(of.expected.source)));
         }
-        for (part, link, node) in stops {
+        for (part, link, node, reason) in stops {
             let Some(link) = link else {
                 self.waits_not(peer, node, (id, part));
                 continue;
