@@ -80,6 +80,12 @@ impl World {
 
     pub(super) fn new_request(&mut self, producer: usize, consumer: usize) -> usize {
         let small = self.is_small();
+        // A large world is over sooner: most of what happens in it after its requests is that links say they are alive.
+        let (lease, within) = if small {
+            (3000 * MS, 8000 * MS)
+        } else {
+            (1500 * MS, 4000 * MS)
+        };
         let r = &mut self.random;
         let request = Request {
             producer,
@@ -90,11 +96,11 @@ impl World {
             bound: r.chance(500),
             progressive: small && r.chance(400),
             layers_at: r.range(MS, 600 * MS),
-            lease_ns: r.range(50 * MS, 3000 * MS),
+            lease_ns: r.range(50 * MS, lease),
             within_ns: if r.chance(150) {
                 r.range(MS, 300 * MS)
             } else {
-                r.range(500 * MS, 8000 * MS)
+                r.range(500 * MS, within)
             },
             by_layer: r.chance(500),
             push: small && r.chance(150),

@@ -231,11 +231,7 @@ impl World {
     ) -> Result<(), String> {
         let clock = self.clock(pid);
         let layers = self.tuning().layers;
-        let consumer = self
-            .engines
-            .iter()
-            .position(|e| *e.name == **engine)
-            .unwrap_or(0);
+        let consumer = self.engine_named(engine).unwrap_or(0);
         let own = self.processes[pid].engine;
         let (sources, targets) = (self.engines[own].ranks, self.engines[consumer].ranks);
         let all = self.tuning().heads;

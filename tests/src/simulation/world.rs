@@ -115,6 +115,10 @@ pub(super) enum Event {
         engine: usize,
     },
     Heal,
+    /// Whether a large world has come to rest.
+    Look {
+        rested: bool,
+    },
 }
 
 struct Due {
@@ -248,7 +252,7 @@ impl World {
             } else {
                 random.range(12, 60) as u32
             },
-            until: if large { 2_000 * MS } else { 5_000 * MS },
+            until: if large { 1_500 * MS } else { 5_000 * MS },
             tail: if large { 16_000 * MS } else { 25_000 * MS },
         };
         let mut world = Self {
@@ -343,6 +347,9 @@ impl World {
             self.at(at, Event::Chaos);
         }
         self.at(until, Event::Heal);
+        if self.size != Size::Small {
+            self.at(until, Event::Look { rested: false });
+        }
     }
 
     /// Begins a life of an engine.
@@ -420,6 +427,10 @@ impl World {
         self.engines[engine].epoch = epoch;
     }
 
+    pub(super) fn engine_named(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
     pub(super) fn tuning(&self) -> &Tuning {
         &self.config
     }
@@ -469,15 +480,34 @@ impl World {
             }
             self.now = self.now.max(due.at);
             self.summary.events += 1;
+            if let Event::Look { rested } = due.event {
+                let rests = self.is_at_rest();
+                if rests && rested {
+                    break;
+                }
+                // Links that were lost at the last moment are found out.
+                self.after(500 * MS, Event::Look { rested: rests });
+                continue;
+            }
             if let Err(what) = self.happen(due.event) {
                 return Err(self.violation(what));
             }
         }
-        self.now = end;
         match self.rest() {
             Ok(()) => Ok(self.summary),
             Err(what) => Err(self.violation(what)),
         }
+    }
+
+    /// Whether nothing goes on any more but heartbeats: a large world need not go on with those.
+    fn is_at_rest(&self) -> bool {
+        self.processes.iter().all(|process| {
+            !process.alive
+                || (process.stopped_until <= self.now
+                    && process.held.is_empty()
+                    && process.pool.used() == 0
+                    && process.machine.is_idle())
+        })
     }
 
     fn violation(&self, what: String) -> Violation {
@@ -646,6 +676,7 @@ impl World {
                 self.partitions.clear();
                 Ok(())
             }
+            Event::Look { .. } => Ok(()),
         }
     }
 
@@ -857,6 +888,12 @@ impl World {
     fn chaos(&mut self) -> Result<(), String> {
         let engine = self.random.below(self.engines.len());
         let pids = self.engines[engine].pids.clone();
+        // Longer than a silent link lasts, in any case.
+        let longest = if self.is_small() {
+            8_000 * MS
+        } else {
+            3_500 * MS
+        };
         match self.random.below(6) {
             // Crash, and restart under the same name.
             0 | 1 => {
@@ -868,7 +905,7 @@ impl World {
             }
             // Stopped for a while; perhaps replaced meanwhile.
             2 => {
-                let until = self.now + self.random.range(50 * MS, 8000 * MS);
+                let until = self.now + self.random.range(50 * MS, longest);
                 for &pid in &pids {
                     self.stop(pid, until);
                 }
@@ -879,7 +916,7 @@ impl World {
             }
             3 => {
                 let pid = pids[self.random.below(pids.len())];
-                let until = self.now + self.random.range(50 * MS, 8000 * MS);
+                let until = self.now + self.random.range(50 * MS, longest);
                 self.stop(pid, until);
             }
             4 => {
