@@ -1,11 +1,7 @@
 //! Every bound on what a directory, a file, a name server or whoever asks for metrics may size, with its reason.
 
-/// Bytes of an engine's name: a DNS label and a namespace before it, as deployments name things.
-pub const MAX_ENGINE_NAME_BYTES: usize = 128;
 /// Nodes of one engine: as many as ranks of a side, for a node holds at least one.
 pub const MAX_NODES: usize = 4096;
-/// Ranks that one node holds: all of a side.
-pub const MAX_NODE_RANKS: usize = moai_collectives::limits::MAX_RANKS as usize;
 /// Addresses of one node: every provider on each of eight networks.
 pub const MAX_NODE_ADDRESSES: usize = 32;
 /// Bytes of one node's entry: its addresses at their longest, its ranks, and room for fields of later versions.

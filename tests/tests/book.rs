@@ -415,12 +415,7 @@ fn limits_are_those_of_the_code() {
         ),
         ("MAX_NAMES", transport::limits::MAX_NAMES as u64),
         ("MAX_PATTERNS", transport::limits::MAX_PATTERNS as u64),
-        (
-            "MAX_ENGINE_NAME_BYTES",
-            fabric::MAX_ENGINE_NAME_BYTES as u64,
-        ),
         ("MAX_NODES", fabric::MAX_NODES as u64),
-        ("MAX_NODE_RANKS", fabric::MAX_NODE_RANKS as u64),
         ("MAX_NODE_ADDRESSES", fabric::MAX_NODE_ADDRESSES as u64),
         ("MAX_ENTRY_BYTES", fabric::MAX_ENTRY_BYTES as u64),
         (

@@ -145,7 +145,8 @@ pub enum HandleError {
     },
 }
 
-/// Whether a text can name an engine: 1 to [`MAX_ENGINE_NAME`] letters, digits and `-_./:@`.
+/// Whether a text can name an engine: 1 to [`MAX_ENGINE_NAME`] letters, digits, `.`, `_` and `-`, a letter or digit first, so
+/// that it fits keys of etcd, host names, files and URLs.
 ///
 /// # Errors
 ///
@@ -153,14 +154,17 @@ pub enum HandleError {
 pub fn check_engine_name(name: &str) -> Result<(), String> {
     if name.is_empty() || name.len() > MAX_ENGINE_NAME {
         return Err(format!(
-            "{} bytes; expected 1 to {MAX_ENGINE_NAME}",
+            "{} bytes; expected 1 to {MAX_ENGINE_NAME}: choose another name",
             name.len()
         ));
     }
-    let fits = |c: char| c.is_ascii_alphanumeric() || "-_./:@".contains(c);
+    let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     match name.chars().find(|&c| !fits(c)) {
-        None => Ok(()),
-        Some(c) => Err(format!("{c:?} in it; expected letters, digits and -_./:@")),
+        None if name.starts_with(|c: char| c.is_ascii_alphanumeric()) => Ok(()),
+        None => Err("it does not begin with a letter or digit: choose another name".into()),
+        Some(c) => Err(format!(
+            "{c:?} in it; expected letters, digits, '.', '_' and '-': choose another name"
+        )),
     }
 }
 
@@ -421,6 +425,19 @@ mod tests {
         let mut unnamed = fields(None);
         unnamed.engine = "http://x y".into();
         assert!(Handle::seal(unnamed, &KEY).is_err());
+    }
+
+    #[test]
+    fn names_of_engines_fit_keys_and_hosts() {
+        for name in ["a", "decode-0", "A_b.c", &"x".repeat(MAX_ENGINE_NAME)] {
+            assert_eq!(check_engine_name(name), Ok(()), "{name:?}");
+        }
+        let long = "x".repeat(MAX_ENGINE_NAME + 1);
+        for name in [
+            "", "a/b", "a:1", "a@b", "..", ".a", "-a", "a b", "\u{e4}", &long,
+        ] {
+            assert!(check_engine_name(name).is_err(), "{name:?}");
+        }
     }
 
     #[test]

@@ -2,12 +2,13 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
+use moai_collectives::{limits::MAX_NODE_RANKS, protocol::handle::check_engine_name};
 use moai_transport::{Address, AddressError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::advertise::is_unspecified;
-use crate::limits::{MAX_ENGINE_NAME_BYTES, MAX_ENTRY_BYTES, MAX_NODE_ADDRESSES, MAX_NODE_RANKS};
+use crate::limits::{MAX_ENTRY_BYTES, MAX_NODE_ADDRESSES};
 
 /// Name of an engine: letters, digits, `.`, `_` and `-`, so that it fits keys of etcd, host names and URLs.
 ///
@@ -34,17 +35,13 @@ impl FromStr for EngineName {
     type Err = EntryError;
 
     fn from_str(text: &str) -> Result<Self, EntryError> {
-        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        let first = text
-            .bytes()
-            .next()
-            .is_some_and(|b| b.is_ascii_alphanumeric());
-        if first && text.len() <= MAX_ENGINE_NAME_BYTES && text.bytes().all(fits) {
-            return Ok(Self(text.into()));
+        match check_engine_name(text) {
+            Ok(()) => Ok(Self(text.into())),
+            Err(problem) => Err(EntryError::Name {
+                text: shortened(text),
+                problem,
+            }),
         }
-        Err(EntryError::Name {
-            text: shortened(text),
-        })
     }
 }
 
@@ -277,15 +274,17 @@ pub enum EntryError {
         cause: serde_json::Error,
     },
     /// An engine's name cannot be.
-    #[error(
-        "{text:?} names no engine: 1 to {MAX_ENGINE_NAME_BYTES} letters, digits, '.', '_' and '-', a letter or digit first"
-    )]
+    #[error("{text:?} names no engine: {problem}")]
     Name {
         /// The name, shortened.
         text: String,
+        /// What is wrong, and what was expected.
+        problem: String,
     },
     /// Too many of something, or none.
-    #[error("the node has {count} {what}; between {least} and {most} can be")]
+    #[error(
+        "the node has {count} {what}; between {least} and {most} can be: list what is more as other nodes"
+    )]
     Count {
         /// Of what.
         what: &'static str,
@@ -373,6 +372,8 @@ pub(super) fn shortened(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use moai_collectives::limits::MAX_ENGINE_NAME;
+
     use super::*;
 
     fn address(text: &str) -> Address {
@@ -448,21 +449,24 @@ mod tests {
     }
 
     #[test]
-    fn names_of_engines_fit_keys_and_hosts() {
-        for name in ["a", "decode-0", "A_b.c", &"x".repeat(MAX_ENGINE_NAME_BYTES)] {
+    fn names_and_ranks_are_those_of_the_protocol() {
+        let longest = "x".repeat(MAX_ENGINE_NAME);
+        for name in ["a", "decode-0", "A_b.c", &longest] {
             assert_eq!(name.parse::<EngineName>().unwrap().to_string(), name);
         }
-        for name in [
-            "",
-            "a/b",
-            "..",
-            ".a",
-            "-a",
-            "a b",
-            "\u{e4}",
-            &"x".repeat(129),
+        let long = "x".repeat(MAX_ENGINE_NAME + 1);
+        for (name, problem) in [
+            ("", "0 bytes; expected 1 to 96"),
+            ("a/b", "'/' in it"),
+            ("..", "begin with a letter"),
+            (&long, "97 bytes; expected 1 to 96"),
         ] {
-            assert!(name.parse::<EngineName>().is_err(), "{name:?}");
+            let error = name.parse::<EngineName>().unwrap_err().to_string();
+            assert!(error.contains(problem), "{name}: {error}");
         }
+        let node = Node::at(vec![Address::new("tcp", "h:1").unwrap()]).unwrap();
+        let many = node.holding((0..=MAX_NODE_RANKS as u32).collect());
+        let error = many.unwrap_err().to_string();
+        assert!(error.contains("257 ranks; between 0 and 256"), "{error}");
     }
 }

@@ -7,9 +7,10 @@
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
+use moai_collectives::limits::MAX_NODE_RANKS;
 use moai_fabric::{
     directory::{Node, Record, Source, read_answer, read_file},
-    limits::{MAX_NODE_ADDRESSES, MAX_NODE_RANKS},
+    limits::MAX_NODE_ADDRESSES,
 };
 
 fuzz_target!(|data: &[u8]| {
