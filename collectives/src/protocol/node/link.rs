@@ -114,16 +114,10 @@ pub(super) struct Link {
     pub(super) parts: BTreeSet<(TransferId, u32)>,
     /// Ranks of this node whose keys the other side has.
     pub(super) lent: BTreeSet<u32>,
-    /// Keys of the other side's ranks, and how many of each are still to come.
+    /// Ranks of the other side whose pages were asked for to be mapped.
+    pub(super) borrows: BTreeSet<u32>,
+    /// Keys of those, and how many of each are still to come.
     pub(super) keys: BTreeMap<u32, Borrowing>,
-}
-
-impl Link {
-    pub(super) fn has_rank(&self, rank: u32) -> bool {
-        self.hello
-            .as_ref()
-            .is_some_and(|hello| hello.ranks.contains(&rank))
-    }
 }
 
 /// Keys of a rank of the other side.
@@ -171,6 +165,11 @@ impl Peer {
     pub(super) fn forget(&mut self) {
         self.keep = false;
         self.nodes.values_mut().for_each(|node| node.known = false);
+    }
+
+    /// Entries of its tables.
+    pub(super) fn size(&self) -> usize {
+        self.nodes.len() + self.rank_at.len()
     }
 
     pub(super) fn node_of(&self, rank: u32) -> Option<u32> {
@@ -318,6 +317,22 @@ impl Node {
         }
         for (transfer, part) in gone.parts {
             self.part_gone(transfer, part);
+        }
+        if let Some((peer, node)) = gone.peer {
+            self.forget_node(peer, node);
+        }
+    }
+
+    /// Forgets a node that only its link told of: a peer that comes under ever other numbers leaves nothing.
+    fn forget_node(&mut self, peer: usize, node: u32) {
+        let this = &mut self.peers[peer];
+        let Some(entry) = this.nodes.get(&node) else {
+            return;
+        };
+        if !entry.known && entry.link.is_none() && !entry.dialling && !entry.is_wanted(false) {
+            this.nodes.remove(&node);
+            this.rank_at.retain(|_, at| *at != node);
+            self.timers.clear(Timer::Dial(peer, node));
         }
     }
 
@@ -530,6 +545,7 @@ impl Node {
             serves: BTreeMap::new(),
             parts: BTreeSet::new(),
             lent: BTreeSet::new(),
+            borrows: BTreeSet::new(),
             keys: BTreeMap::new(),
         };
         self.links.insert(link, this);

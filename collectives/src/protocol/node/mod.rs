@@ -260,6 +260,7 @@ impl Node {
     #[must_use]
     pub fn size(&self) -> usize {
         let parts: usize = self.transfers.values().map(Transfer::parts).sum();
+        let peers: usize = self.peers.iter().map(Peer::size).sum();
         self.links.len()
             + self.offers.len()
             + self.serves.len()
@@ -267,6 +268,7 @@ impl Node {
             + self.grants.len()
             + self.transfers.len()
             + parts
+            + peers
             + self.timers.len()
     }
 

@@ -537,7 +537,9 @@ impl Node {
         if of.state != PartState::Mapped {
             return;
         }
-        if of.chunks.iter().any(|&chunk| chunk != Arrival::Awaited) {
+        // A step without chunks may have been compared already: it cannot be once more.
+        let begun = of.left as usize != of.expected.steps.len();
+        if begun || of.chunks.iter().any(|&chunk| chunk != Arrival::Awaited) {
             return self.fail(
                 transfer,
                 "pages that were mapped cannot be read any more",
@@ -615,6 +617,9 @@ impl Node {
             return self.actions.push_back(Action::Plan { transfer: id, link });
         }
         to.parts.insert((id, part));
+        if of.expected.map {
+            to.borrows.insert(rank);
+        }
         of.link = Some(link);
         of.state = PartState::Asked;
         let left_ms = this.deadline_ns.saturating_sub(now).div_ceil(1_000_000);
@@ -777,10 +782,11 @@ impl Node {
         let Some(this) = self.links.get_mut(&link) else {
             return;
         };
-        if !this.has_rank(rank) {
+        if !this.borrows.contains(&rank) {
+            // A peer of many ranks could fill memory with keys.
             return self.broke(
                 link,
-                format!("lends pages of rank {rank}, which it does not hold"),
+                format!("lends pages of rank {rank}, which nobody asked to map"),
             );
         }
         let here = this.keys.entry(rank).or_default();

@@ -1168,3 +1168,113 @@ fn what_nothing_leads_to_fails_at_once() {
     net.settle();
     assert!(matches!(net.failure(id), Failure::NoPath { rank: 7, .. }));
 }
+
+#[test]
+fn a_peer_that_comes_under_ever_other_numbers_leaves_nothing() {
+    let mut net = Net::pair();
+    let before = net.nodes[0].size();
+    for number in 1..50 {
+        let mut other = config("x", 9);
+        (other.node, other.ranks) = (number, vec![number * 2, number * 2 + 1]);
+        let mut other = Node::new(other).unwrap();
+        other.know("p", &[(0, vec![0])]).unwrap();
+        let (here, there) = (LinkId(1000 + 2 * u64::from(number)), LinkId(1));
+        other.dialled(there, "p", 0, None, net.now);
+        net.nodes[0].accepted(here, None, net.now);
+        // Messages go both ways until neither has more to say.
+        loop {
+            let said: Vec<Action> = other.actions().drain(..).collect();
+            let answered: Vec<Action> = net.nodes[0].actions().drain(..).collect();
+            if said.is_empty() && answered.is_empty() {
+                break;
+            }
+            for action in said {
+                match action {
+                    Action::Send { message, .. } => {
+                        net.nodes[0].message(here, &message.encode(), net.now);
+                    }
+                    Action::Negotiate { digest, .. } => other.agreed(digest, Ok([9; 32]), net.now),
+                    _ => {}
+                }
+            }
+            for action in answered {
+                match action {
+                    Action::Send { message, .. } => {
+                        other.message(there, &message.encode(), net.now)
+                    }
+                    Action::Negotiate { digest, .. } => {
+                        net.nodes[0].agreed(digest, Ok([9; 32]), net.now);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        assert_eq!(net.nodes[0].link_state(here), Some(LinkState::Ready));
+        net.nodes[0].closed(here, "reset", net.now);
+        net.nodes[0].actions().clear();
+    }
+    assert_eq!(net.nodes[0].size(), before);
+}
+
+#[test]
+fn keys_that_nobody_asked_for_are_not_kept() {
+    for map in [false, true] {
+        let mut net = Net::pair();
+        let handle = net.offer(1);
+        let mut spec = pull(&handle);
+        spec.parts[0].map = map;
+        net.nodes[1].pull(spec, net.now, UNIX).unwrap();
+        net.settle();
+        let (link, _) = net.nodes[1].ready_link("p", 0).unwrap();
+        let keys = Message::Keys {
+            rank: 0,
+            left: 0,
+            keys: vec![(0, [1; _])],
+        };
+        net.nodes[1].message(link, &keys.encode(), net.now);
+        net.settle();
+        assert_eq!(net.nodes[1].link_state(link).is_some(), map);
+    }
+}
+
+#[test]
+fn a_step_without_chunks_is_not_compared_twice() {
+    let mut net = Net::pair();
+    let handle = net.offer(1);
+    let mut spec = pull(&handle);
+    (spec.parts[0].map, spec.parts[0].pages) = (true, 1);
+    let mut steps = spec.parts[0].steps.to_vec();
+    steps.push(Step {
+        layer: 9,
+        component: "key".into(),
+    });
+    spec.parts[0].steps = steps.into();
+    let id = net.nodes[1].pull(spec, net.now, UNIX).unwrap();
+    net.settle();
+    let serve = net.served();
+    let (link, _) = net.nodes[0].ready_link("c", 0).unwrap();
+    net.nodes[0].lend(link, 0, &[(0, [1; _])]);
+    net.nodes[0].list(serve, &[5]);
+    let owed = Owed {
+        chunks: 3,
+        bytes: 250,
+        steps: 3,
+        parts: 1,
+        mapped: true,
+    };
+    net.nodes[0].accept(serve, owed, net.now);
+    let sums = Sums {
+        mapped: true,
+        first: 2,
+        sums: vec![0],
+        generation: GENERATION,
+    };
+    net.nodes[0].sent(serve, sums, net.now);
+    net.settle();
+    net.nodes[1].unmapped(id, 0, "no such file", net.now);
+    net.settle();
+    net.nodes[0].stopped(serve, net.now);
+    net.settle();
+    net.quiet(id);
+    assert!(matches!(net.failure(id), Failure::Local { .. }));
+}
