@@ -176,6 +176,11 @@ impl Peer {
         self.rank_at.get(&rank).copied()
     }
 
+    /// The link to a node, in whatever state.
+    pub(super) fn link(&self, node: u32) -> Option<LinkId> {
+        self.nodes.get(&node)?.link
+    }
+
     /// Why there is no link to a node, if it was tried.
     pub(super) fn trouble(&self, node: u32) -> Option<&str> {
         self.nodes.get(&node)?.trouble.as_deref()

@@ -606,10 +606,12 @@ impl Node {
             return;
         };
         if to.epoch != epoch {
-            if self.is_retired(peer, epoch) {
+            let waited = now >= this.started_ns + self.config.loss_ns;
+            if waited || self.is_retired(peer, epoch) {
                 return self.end_transfer(id, Outcome::Failed(Failure::Restarted { rank }));
             }
-            // The engine of the handle is not the one at the other end: a later one, or one that was forged.
+            // The engine of the handle is not the one at the other end: a later one, and the life that is linked to is about
+            // to be found lost; or an earlier one, or one that was forged.
             let _ = self.link_for((peer, node), epoch, (id, part));
             return;
         }
@@ -1184,8 +1186,17 @@ impl Node {
                 .iter()
                 .any(|part| part.state == PartState::Waiting) =>
             {
-                this.deadline_ns
-                    .min(this.started_ns + self.config.handshake_ns)
+                let other_life = this.started_ns + self.config.loss_ns;
+                let waits = [
+                    this.deadline_ns,
+                    this.started_ns + self.config.handshake_ns,
+                    if self.now_ns < other_life {
+                        other_life
+                    } else {
+                        u64::MAX
+                    },
+                ];
+                waits.into_iter().min().unwrap_or(this.deadline_ns)
             }
             None => this.deadline_ns,
             Some(Ending {
@@ -1240,11 +1251,20 @@ impl Node {
             let missing = missing.join(", ");
             return self.end_transfer(id, Outcome::Failed(Failure::Deadline { missing }));
         }
-        let waiting = this
-            .parts
-            .iter()
-            .find(|part| part.state == PartState::Waiting);
-        if let Some(part) = waiting
+        let mut waiting = { this.parts.iter() }.filter(|part| part.state == PartState::Waiting);
+        let epoch = this.spec.handle.fields().epoch;
+        let is_of_other_life = |part: &&Part| {
+            let linked = peer.link(part.node).and_then(|link| self.links.get(&link));
+            linked.is_some_and(|link| link.state == LinkState::Ready && link.epoch != epoch)
+        };
+        if now >= this.started_ns + self.config.loss_ns
+            && let Some(part) = waiting.clone().find(is_of_other_life)
+        {
+            // It was heard since the handle was made, so it lives; the one that made the handle does not.
+            let rank = part.expected.source;
+            return self.end_transfer(id, Outcome::Failed(Failure::Restarted { rank }));
+        }
+        if let Some(part) = waiting.next()
             && now >= this.started_ns + self.config.handshake_ns
         {
             let trouble = peer.trouble(part.node).unwrap_or("nothing was heard");

@@ -635,6 +635,27 @@ fn links_that_both_sides_dial_become_one() {
 }
 
 #[test]
+fn a_handle_of_an_earlier_life_fails_once_the_later_one_is_sure_to_live() {
+    let mut net = Net::pair();
+    let handle = net.offer(1);
+    // The consumer meets the later life only, before the pull or after.
+    let mut again = Node::new(config("p", 11)).unwrap();
+    again.know("c", &[(0, vec![0])]).unwrap();
+    again.connect("c", net.now);
+    net.nodes[0] = again;
+    for _ in 0..2 {
+        net.settle();
+        let id = net.pull(&handle);
+        let loss_ms = net.nodes[1].config().loss_ns / 1_000_000;
+        net.pass(loss_ms - 100);
+        assert!(net.nodes[1].part_state(id, 0).is_some(), "too early");
+        net.pass(200);
+        assert_eq!(net.failure(id), Failure::Restarted { rank: 0 });
+    }
+    assert_eq!(net.nodes[1].counters().peers_restarted, 0);
+}
+
+#[test]
 fn a_restarted_producer_replaces_itself_for_good() {
     let mut net = Net::pair();
     net.nodes[1].connect("p", net.now);
