@@ -345,7 +345,7 @@ fn impostors_that_do_not_agree_are_waited_for_until_the_deadline() {
     };
     let impostors = [
         ("hold", impostor::accept(hold), ""),
-        ("drop", impostor::accept(drop), "closed the connection"),
+        ("drop", impostor::accept(drop), "the connection"),
         ("garbage", impostor::accept(garbage), "broke the protocol"),
         ("a bad Hello", impostor::accept(hello), "Hello"),
         (
