@@ -4,6 +4,7 @@
 //! `cargo test`; `tests/book.rs` looks after everything else in it.
 #![forbid(unsafe_code)]
 
+pub mod chaos;
 pub mod impostor;
 pub mod live;
 pub mod simulation;

@@ -14,9 +14,11 @@ use std::{
 };
 
 use libtest_mimic::{Arguments, Completion, Trial};
+use moai_collectives::transfer::{Offer, Pull};
 use moai_fabric::directory::{
     Announcement, Directory, EngineName, Node, NodeKey, Options, Source, Standing, View,
 };
+use moai_tests::live::{Live, Shape, fabric, same, wanted};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -36,7 +38,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let arguments = Arguments::from_args();
-    let tests: [(&str, fn()); 5] = [
+    let tests: [(&str, fn()); 6] = [
         ("killed_and_restarted", killed_and_restarted),
         ("restarted_without_its_data", restarted_without_its_data),
         (
@@ -45,6 +47,10 @@ fn main() -> ExitCode {
         ),
         ("a_killed_node_is_unlisted", a_killed_node_is_unlisted),
         ("foreign_entries_do_no_harm", foreign_entries_do_no_harm),
+        (
+            "transfers_do_not_notice_that_it_is_lost",
+            transfers_do_not_notice_that_it_is_lost,
+        ),
     ];
     let trial = |(name, body): (&str, fn())| {
         Trial::ignorable_test(name, move || {
@@ -371,4 +377,98 @@ fn foreign_entries_do_no_harm() {
     etcd.put("/test/prefill", &node(0).encode());
     directory.watch(&prefill()).unwrap();
     until(&directory, |view| numbers(view) == [3]);
+}
+
+/// An engine's node, as it announces itself.
+fn announced(live: &Live) -> Node {
+    let ranks = (0..live.shape.tp).collect();
+    let node = Node::at(live.engine.addresses().to_vec()).unwrap();
+    node.numbered(0).holding(ranks).unwrap()
+}
+
+fn name(name: &str) -> EngineName {
+    name.parse().unwrap()
+}
+
+/// Moves a request, and compares every byte of the consumer's memory.
+fn moves(producer: &Live, consumer: &Live, number: u64) {
+    let tokens = 1 + (number * 17 % 400) as u32;
+    let its = producer.shape.request(tokens, number as u32 % 7);
+    let own = consumer.shape.request(tokens, number as u32 % 3);
+    let before = consumer.copy();
+    let offer = Offer::new(number, its.clone(), SOON);
+    let handle = producer.engine.offer(offer).unwrap();
+    let pull = Pull::new(handle, own.clone(), Duration::from_secs(5));
+    let transfer = consumer.engine.pull(pull).unwrap().unwrap();
+    let (report, fenced) = consumer.ended(transfer, Duration::from_secs(6));
+    assert!(report.is_committed() && fenced, "{number}: {report:?}");
+    let wanted = wanted((producer, &its), (consumer, &own), before);
+    assert!(same(&consumer.copy(), &wanted), "request {number}");
+}
+
+/// Engines that found each other there go on while it is killed, restarted, and loses its data; one that comes after is
+/// found.
+fn transfers_do_not_notice_that_it_is_lost() {
+    let mut etcd = Etcd::start();
+    let fabric = fabric("tcp");
+    let producer = Live::start(&fabric, "prefill", &Shape::PREFILL, 11, 1);
+    let decode = Live::start(&fabric, "decode", &Shape::DECODE, 12, 2);
+    let [ours, theirs] = [open(&etcd.source()), open(&etcd.source())].map(Arc::new);
+    let engines = vec![name("prefill"), name("late")];
+    decode.engine.follow(Arc::clone(&ours), engines).unwrap();
+    let back = vec![name("decode")];
+    producer.engine.follow(Arc::clone(&theirs), back).unwrap();
+    let its = theirs.announce(&name("prefill"), announced(&producer));
+    let own = ours.announce(&name("decode"), announced(&decode));
+    let (its, own) = (its.unwrap(), own.unwrap());
+    decode.linked("prefill");
+
+    let mut number = 0;
+    let mut go_on = |until: &dyn Fn() -> bool| {
+        let start = Instant::now();
+        // One at least, and one after it has come to be so.
+        loop {
+            let is_so = until();
+            number += 1;
+            moves(&producer, &decode, number);
+            if is_so {
+                return number;
+            }
+            assert!(start.elapsed() < SOON, "not so after {SOON:?}");
+        }
+    };
+    let stale = |directory: &Directory| {
+        let view = directory.view(&prefill()).unwrap();
+        view.stale_since.is_some()
+    };
+    let for_longer_than_the_lease = || {
+        let killed = Instant::now();
+        move || killed.elapsed() > LEASE + Duration::from_secs(2)
+    };
+    let listed =
+        |announcement: &Announcement| matches!(announcement.standing(), Standing::Listed { .. });
+    go_on(&|| listed(&its) && listed(&own));
+    etcd.kill();
+    go_on(&|| stale(&ours));
+    go_on(&for_longer_than_the_lease());
+    etcd.restart();
+    go_on(&|| listed(&its) && listed(&own) && !stale(&ours));
+
+    etcd.kill();
+    std::fs::remove_dir_all(etcd.data.path().join("data")).unwrap();
+    go_on(&|| stale(&ours));
+    etcd.restart();
+    go_on(&|| listed(&its) && listed(&own) && !stale(&ours));
+    let moved = go_on(&for_longer_than_the_lease());
+
+    let late = Live::start(&fabric, "late", &Shape::PREFILL, 13, 3);
+    let last = open(&etcd.source());
+    let announcement = last.announce(&name("late"), announced(&late)).unwrap();
+    until_listed(&announcement);
+    decode.linked("late");
+    moves(&late, &decode, 1);
+    let (counters, links, _) = decode.engine.counters().unwrap();
+    // All over the first link of each.
+    assert_eq!((links, counters.links_ready), (2, 2));
+    println!("{moved} transfers while etcd was killed twice and lost its data once");
 }
