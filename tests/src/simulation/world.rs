@@ -986,7 +986,11 @@ impl World {
                     counters.quarantined_now
                 ));
             }
-            let (size, most) = (process.machine.size(), 2 * process.conns.len() + 64);
+            // A link with its timer, and the nodes and ranks that it knows of.
+            let others = self.engines.iter().flat_map(|engine| &engine.pids);
+            let known = others.map(|&pid| 1 + self.processes[pid].ranks.len());
+            let most = 2 * process.conns.len() + known.sum::<usize>() + 64;
+            let size = process.machine.size();
             if size > most {
                 return Err(format!(
                     "{name} holds {size} entries at rest; its links need {most}"
