@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 
 use libfuzzer_sys::fuzz_target;
-use moai_collectives::protocol::Message;
+use moai_collectives::protocol::node::Message;
 use moai_memory::Region;
 use moai_transport::{
     Address, Cursor, PieceList, Refusal, Registrations, RemoteKey, Rights,
