@@ -35,12 +35,26 @@ use serde::{Deserialize, Serialize};
 pub enum Coverage {
     /// Nothing: sums are zero.
     Off,
-    /// One row in [`SAMPLE`], chosen by the key: whoever damages rows cannot know which. Finds what damages many rows
-    /// (a wrong layout, scale or page), seldom a flipped bit.
+    /// All rows of one token in [`SAMPLE`], chosen by the key for each layer and component: whoever damages rows cannot
+    /// know which. Finds what damages many rows (a wrong layout, scale or page), seldom a flipped bit.
     Sample,
-    /// Every row.
+    /// Every row that goes over a wire, and a sample of those that a consumer reads in the producer's own pages: there
+    /// is no wire that could damage them, and pages that are used for something else meanwhile are many rows.
     #[default]
+    Wire,
+    /// Every row. Where pages are mapped the producer reads them once more for it.
     Full,
+}
+
+impl Coverage {
+    /// What of it holds for pages that are mapped.
+    #[must_use]
+    pub fn where_mapped(self) -> Self {
+        match self {
+            Self::Wire => Self::Sample,
+            other => other,
+        }
+    }
 }
 
 impl fmt::Display for Coverage {
@@ -48,12 +62,13 @@ impl fmt::Display for Coverage {
         f.write_str(match self {
             Self::Off => "off",
             Self::Sample => "sample",
+            Self::Wire => "wire",
             Self::Full => "full",
         })
     }
 }
 
-/// Of so many rows [`Coverage::Sample`] digests one. A page of 16 tokens has one on average, whose cost is lost beside
+/// Of so many tokens [`Coverage::Sample`] digests one. A page of 16 tokens has one on average, whose cost is lost beside
 /// copying it.
 pub const SAMPLE: u64 = 16;
 
@@ -137,11 +152,25 @@ impl DigestKey {
         self.coverage
     }
 
-    fn covers(&self, spot: u64) -> bool {
+    /// The same, for pages that are mapped.
+    #[must_use]
+    pub fn where_mapped(&self) -> Self {
+        self.clone().covering(self.coverage.where_mapped())
+    }
+
+    /// Whether the rows of a token are digested.
+    #[must_use]
+    pub fn covers(&self, layer: u32, component: u32, token: u32) -> bool {
+        self.covers_at(self.place(layer, component), token)
+    }
+
+    fn covers_at(&self, place: u64, token: u32) -> bool {
+        // No head has this number.
+        let token = u64::from(u32::MAX) << 32 | u64::from(token);
         match self.coverage {
             Coverage::Off => false,
-            Coverage::Sample => spot.is_multiple_of(SAMPLE),
-            Coverage::Full => true,
+            Coverage::Sample => mix(place.wrapping_add(token)).is_multiple_of(SAMPLE),
+            Coverage::Wire | Coverage::Full => true,
         }
     }
 
@@ -155,7 +184,7 @@ impl DigestKey {
         let place = self.place(at.layer, at.component);
         let spot = u64::from(at.head) << 32 | u64::from(at.token);
         let spot = mix(place.wrapping_add(spot));
-        match self.covers(spot) {
+        match self.covers_at(place, at.token) {
             true => self.row_at(spot, row, params),
             false => 0,
         }
@@ -184,30 +213,28 @@ impl DigestKey {
         match self.coverage {
             Coverage::Off => 0,
             Coverage::Sample => self.some_rows(at, codes, params),
-            Coverage::Full => self.all_rows(at, codes, params),
+            Coverage::Wire | Coverage::Full => self.all_rows(at, codes, params),
         }
     }
 
     /// Those rows that belong to the sample, by themselves.
     fn some_rows(&self, at: RowsAt, codes: &[u8], params: &[u8]) -> u64 {
-        let (outer, inner) = match at.order {
-            RowOrder::TokenHead => (at.tokens, at.heads),
-            RowOrder::HeadToken => (at.heads, at.tokens),
-        };
-        let count = outer as usize * inner as usize;
+        let count = at.heads as usize * at.tokens as usize;
         let (row_bytes, params_bytes) = (codes.len() / count, params.len() / count);
         let place = self.place(at.first.layer, at.first.component);
         let mut total = 0_u64;
-        for row in 0..count {
-            let (o, i) = (row as u32 / inner, row as u32 % inner);
-            let (head, token) = match at.order {
-                RowOrder::TokenHead => (i, o),
-                RowOrder::HeadToken => (o, i),
-            };
-            let head = u64::from(at.first.head + head);
-            let token = u64::from(at.first.token + token * at.token_step);
-            let spot = mix(place.wrapping_add(head << 32 | token));
-            if self.covers(spot) {
+        for t in 0..at.tokens {
+            let token = at.first.token + t * at.token_step;
+            if !self.covers_at(place, token) {
+                continue;
+            }
+            for h in 0..at.heads {
+                let row = match at.order {
+                    RowOrder::TokenHead => t as usize * at.heads as usize + h as usize,
+                    RowOrder::HeadToken => h as usize * at.tokens as usize + t as usize,
+                };
+                let head = u64::from(at.first.head + h);
+                let spot = mix(place.wrapping_add(head << 32 | u64::from(token)));
                 let codes = &codes[row * row_bytes..][..row_bytes];
                 let params = &params[row * params_bytes..][..params_bytes];
                 total = total.wrapping_add(self.row_at(spot, codes, params));
@@ -289,8 +316,14 @@ mod tests {
             assert!(digest == 0 || digest == full.row(at(head, token), &codes(head, token), &[]));
             chosen += u32::from(digest != 0);
             sum = sum.wrapping_add(digest);
+            let RowAt {
+                layer, component, ..
+            } = at(head, token);
+            let covered = some.covers(layer, component, at(head, token).token);
+            assert_eq!(digest != 0, covered);
         }
-        assert!((60..140).contains(&chosen), "{chosen} of 1600");
+        assert_eq!(chosen % heads, 0, "all rows of a token or none");
+        assert!((4..30).contains(&(chosen / heads)), "{chosen} of 1600");
         for order in [RowOrder::HeadToken, RowOrder::TokenHead] {
             let rows = match order {
                 RowOrder::HeadToken => (0..heads)

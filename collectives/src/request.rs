@@ -261,7 +261,7 @@ impl Request {
             tokens,
             first: 0,
             layers: Layers::All,
-            coverage: Coverage::Full,
+            coverage: Coverage::default(),
             ranks,
             groups,
             lists: vec![[0, 0]; (ranks * groups) as usize],

@@ -249,6 +249,7 @@ fn requests_of_many_chunks_are_placed_whole() {
 fn check_runners(case: &Case) {
     let (expected, wanted) = case.expected();
     let key = case.key();
+    let sample = case.key().covering(Coverage::Sample);
     let sources = case.pools(Role::Producer, &case.sources);
     let inverse: Vec<naive::Regions> = case
         .targets
@@ -342,6 +343,13 @@ fn check_runners(case: &Case) {
                 "chunk {index} of {pair:?}\n{}",
                 case.text
             );
+            // Of which a sample is found in the pages on either side, whoever looks.
+            let (_, some) = send.digest_lent(index, sources[from].as_slice(), &sample);
+            let pages = mapped[to].as_mut_slice();
+            let written = receive.digest_written(index, pages, &sample);
+            assert_eq!(written, Some(some), "{}", case.text);
+            let (_, copied) = copy.copy_digested(index, &sources[from], pages, &sample);
+            assert_eq!(copied, some, "{}", case.text);
             // A byte that is written differs from one of two backgrounds that differ everywhere.
             let mut wrote = Vec::new();
             for (probe, background) in probes.iter_mut().zip(&backgrounds) {

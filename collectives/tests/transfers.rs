@@ -278,7 +278,7 @@ fn parts_of_a_request_are_moved_and_nothing_else_however_much_is_digested() {
         (MemoryKind::Shared, Way::Mapped),
         (MemoryKind::Host, Way::Sent),
     ] {
-        for digest in ["off", "sample", "full"] {
+        for digest in ["off", "sample", "wire", "full"] {
             for (to, tp) in [("bf16", 4), ("e4m3fn", 1), ("f32", 4)] {
                 let more = json!({ "first": 77, "layers": [1, 3], "digest": digest });
                 let requested = asked(to, tp, "[layer] page head slot dim", more);

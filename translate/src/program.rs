@@ -226,23 +226,26 @@ impl Program {
         })
     }
 
-    /// Shows `observer` every tile that [`run`](Self::run) would write, and writes none.
+    /// Shows `observer` every tile that [`run`](Self::run) would write of some of the box's `tokens` tokens, and writes
+    /// none.
     ///
     /// # Panics
     ///
-    /// If a page, region or offset lies outside what `source` holds.
+    /// If a page, region or offset lies outside what `source` holds, or `part` outside of the box.
     pub fn observe<S: Read + ?Sized>(
         &mut self,
         conversions: &Conversions,
         tokens: u32,
+        part: Range<u32>,
         from: Place<'_>,
         source: &S,
         observer: &mut dyn FnMut(Rows<'_>),
     ) -> Counts {
+        assert!(part.end <= tokens, "tokens of the box");
         self.go(Job::<S, Alone<'_, [moai_memory::Region]>> {
             conversions,
             tokens,
-            part: 0..tokens,
+            part,
             from,
             to: DENSE,
             source,

@@ -7,7 +7,7 @@ use moai_translate::{
     convert::Conversion,
     format::Counts,
     layout::{Address, Layout, RowOrder},
-    program::{Conversions, Program, Side},
+    program::{Conversions, Place, Program, Rows, Side},
     scheme::Params,
 };
 
@@ -56,6 +56,28 @@ struct Prepared {
 struct Carry {
     program: Program,
     conversions: Vec<Conversions>,
+}
+
+impl Carry {
+    /// Adds to a sum those rows of a chunk that it covers.
+    fn digest<P: Read + ?Sized>(
+        &mut self,
+        chunk: &Chunk,
+        place: Place<'_>,
+        pool: &P,
+        mut sum: Sum<'_>,
+    ) -> (Counts, u64) {
+        let conversions = &self.conversions[chunk.layer as usize];
+        let tokens = chunk.tokens.count;
+        let (mut counts, mut next) = (Counts::default(), 0);
+        while let Some(part) = sum.covered_from(next) {
+            next = part.end;
+            let mut add = |rows: Rows<'_>| sum.add(rows);
+            counts +=
+                { &mut self.program }.observe(conversions, tokens, part, place, pool, &mut add);
+        }
+        (counts, sum.total())
+    }
 }
 
 /// Where the bytes of a chunk go: (start within the chunk, place, bytes), in the order of the chunk's bytes.
@@ -171,8 +193,14 @@ impl Runner {
         out: &mut [u8],
         key: &DigestKey,
     ) -> (Counts, u64) {
-        if key.coverage() == Coverage::Off {
-            return (self.gather(index, pool, out), 0);
+        match key.coverage() {
+            Coverage::Off => return (self.gather(index, pool, out), 0),
+            // Looking for them on the way costs more than coming back for these few.
+            Coverage::Sample => {
+                let counts = self.gather(index, pool, out);
+                return (counts, self.digest(index, out, key));
+            }
+            Coverage::Wire | Coverage::Full => {}
         }
         let chunk = &self.chunk(index);
         assert_eq!(out.len(), chunk.bytes as usize, "the buffer is the chunk's");
@@ -209,20 +237,10 @@ impl Runner {
             return (Counts::default(), 0);
         }
         let chunk = &self.chunk(index);
+        let from = source_place(&self.requested, &self.pair, chunk);
         let step = &mut self.steps[chunk.step as usize];
-        let Carry {
-            program,
-            conversions,
-        } = step.shown.as_mut().unwrap_or(&mut step.own);
-        let mut sum = Sum::of(&self.pair, chunk, key);
-        let counts = program.observe(
-            &conversions[chunk.layer as usize],
-            chunk.tokens.count,
-            source_place(&self.requested, &self.pair, chunk),
-            pool,
-            &mut |rows| sum.add(rows),
-        );
-        (counts, sum.total())
+        let carry = step.shown.as_mut().unwrap_or(&mut step.own);
+        carry.digest(chunk, from, pool, Sum::of(&self.pair, chunk, key))
     }
 
     /// Places a chunk's rows.
@@ -435,19 +453,10 @@ impl Runner {
             return Some(0);
         }
         let chunk = &self.chunk(index);
-        let Carry {
-            program,
-            conversions,
-        } = self.steps[chunk.step as usize].shown.as_mut()?;
-        let mut sum = Sum::of(&self.pair, chunk, key);
-        program.observe(
-            &conversions[chunk.layer as usize],
-            chunk.tokens.count,
-            target_place(&self.requested, &self.pair, chunk),
-            pool,
-            &mut |rows| sum.add(rows),
-        );
-        Some(sum.total())
+        let place = target_place(&self.requested, &self.pair, chunk);
+        let carry = self.steps[chunk.step as usize].shown.as_mut()?;
+        let (_, digest) = carry.digest(chunk, place, pool, Sum::of(&self.pair, chunk, key));
+        Some(digest)
     }
 
     /// Pages of the consumer that a chunk writes to, as (group, page).

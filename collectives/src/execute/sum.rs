@@ -1,9 +1,11 @@
 //! The digest of a chunk, as far as its rows were met.
 
+use std::ops::Range;
+
 use moai_translate::{layout::RowOrder, program::Rows};
 
 use crate::{
-    digest::{DigestKey, RowAt, RowsAt},
+    digest::{Coverage, DigestKey, RowAt, RowsAt},
     plan::{Chunk, Pair},
 };
 
@@ -63,6 +65,19 @@ impl<'a> Sum<'a> {
             token_step: self.chunk.tokens.step,
         };
         self.sum = self.sum.wrapping_add(self.key.rows(at, codes, params));
+    }
+
+    /// The next tokens of the chunk that are digested, counted within it, from one of them on.
+    pub(super) fn covered_from(&self, from: u32) -> Option<Range<u32>> {
+        let tokens = self.chunk.tokens;
+        if self.key.coverage() != Coverage::Sample {
+            return (from < tokens.count).then_some(from..tokens.count);
+        }
+        let covers = |&n: &u32| {
+            let token = tokens.token + n * tokens.step;
+            self.key.covers(self.layer, self.component, token)
+        };
+        (from..tokens.count).find(covers).map(|n| n..n + 1)
     }
 
     pub(super) fn total(&self) -> u64 {

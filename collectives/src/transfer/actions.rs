@@ -298,6 +298,7 @@ impl<N: Network> Driver<N> {
             requested: Arc::clone(&requested),
             parts: Vec::with_capacity(runners.len()),
             key: Arc::clone(&key),
+            lent_key: key.where_mapped(),
             started,
             report,
             placed: 0,

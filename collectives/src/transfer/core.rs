@@ -25,7 +25,7 @@ use crate::{
     execute::{Agreed, Requested, Runner},
     limits::MAX_KEPT_RUNNERS,
     negotiate::Role,
-    protocol::node::{DigestMode, LinkId, Node, ServeId, TransferId},
+    protocol::node::{LinkId, Node, ServeId, TransferId},
     request::Request,
 };
 
@@ -181,7 +181,7 @@ impl Offered {
         agreed: &Arc<Agreed>,
         rank: u32,
         held: u32,
-        mode: DigestMode,
+        mode: Coverage,
     ) -> Result<Arc<Requested>, String> {
         if let Some(whole) = { &self.offer.whole }
             .as_ref()
@@ -189,18 +189,17 @@ impl Offered {
         {
             return Ok(Arc::clone(whole));
         }
-        let coverage = coverage(mode);
         let same = |(asked, of): &&(Arc<Requested>, u32)| {
             let request = asked.producer();
             *of == rank
                 && Arc::ptr_eq(asked.agreed(), agreed)
-                && (request.first, request.coverage) == (held, coverage)
+                && (request.first, request.coverage) == (held, mode)
         };
         if let Some((asked, _)) = self.asked.iter().find(same) {
             return Ok(Arc::clone(asked));
         }
         let mut request = self.offer.request.clone();
-        (request.first, request.coverage) = (held, coverage);
+        (request.first, request.coverage) = (held, mode);
         let asked = Requested::of(Arc::clone(agreed), Role::Producer, request, rank..rank + 1);
         let asked = Arc::new(asked.map_err(|refusal| refusal.to_string())?);
         if self.asked.len() == MOST_ASKED {
@@ -208,22 +207,6 @@ impl Offered {
         }
         self.asked.push((Arc::clone(&asked), rank));
         Ok(asked)
-    }
-}
-
-pub(super) fn coverage(mode: DigestMode) -> Coverage {
-    match mode {
-        DigestMode::Off => Coverage::Off,
-        DigestMode::Sample => Coverage::Sample,
-        DigestMode::Full => Coverage::Full,
-    }
-}
-
-pub(super) fn mode(coverage: Coverage) -> DigestMode {
-    match coverage {
-        Coverage::Off => DigestMode::Off,
-        Coverage::Sample => DigestMode::Sample,
-        Coverage::Full => DigestMode::Full,
     }
 }
 

@@ -371,7 +371,7 @@ impl<N: Network> Driver<N> {
             within_ns: nanos(pull.deadline),
             held: pull.request.first,
             by_layer: pull.by_layer,
-            mode: super::core::mode(pull.request.coverage),
+            mode: pull.request.coverage,
             key: draw(),
             grant,
         };

@@ -28,6 +28,8 @@ pub(super) struct Pulling {
     pub(super) requested: Arc<Requested>,
     pub(super) parts: Vec<Part>,
     pub(super) key: Arc<DigestKey>,
+    /// The same, for pages that are mapped.
+    pub(super) lent_key: DigestKey,
     pub(super) started: Instant,
     pub(super) report: Report,
     /// Bytes of chunks that are placed, as they would go over a wire, and of all of them.

@@ -35,7 +35,10 @@ pub(super) struct Serving {
     /// Digests of chunks that are done, and those of them that are to be told.
     sums: Vec<u64>,
     gone: Gone,
+    /// Of rows that are sent.
     key: DigestKey,
+    /// Of pages that are mapped.
+    lent_key: DigestKey,
     /// Where its pages lie, if the processor cannot load from them; and chunks that are there, or on their way.
     pub(super) device: Option<Fetching>,
     fetched: VecDeque<(usize, bool)>,
@@ -90,6 +93,7 @@ impl Serving {
             done: 0,
             sums: vec![0; runner.chunks().len()],
             gone: Gone::default(),
+            lent_key: runner.digest_key(key).where_mapped(),
             key: runner.digest_key(key),
             runner,
             device,
@@ -142,7 +146,7 @@ impl Serving {
             if let Some(pause) = pace.pause() {
                 return Turn::Pause(pause);
             }
-            let (_, digest) = self.runner.digest_lent(index, pool, &self.key);
+            let (_, digest) = self.runner.digest_lent(index, pool, &self.lent_key);
             let [read, wire, _] = self.runner.row_bytes(index);
             pace.add(wire);
             bytes += read;

@@ -172,9 +172,8 @@ impl Core {
                     }
                     borrowed.order.advance();
                     let pages = pool(memory, &ranks.rank(part.runner.pair().target));
-                    let (regions, key) = (&borrowed.regions, &pulling.key);
                     let (counts, digest) =
-                        { &mut borrowed.copy }.copy_digested(index, regions, pages, key);
+                        borrowed.copy(index, &mut part.runner, pages, &pulling.lent_key);
                     let [read, ..] = part.runner.row_bytes(index);
                     pace.add(chunk.bytes.into());
                     bytes += read;

@@ -28,7 +28,7 @@ pub(crate) struct Reshard {
     /// What moves the bytes, each in turn.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Transport::Tcp, Transport::Shm])]
     pub(crate) transport: Vec<Transport>,
-    /// How much is digested, each in turn, beside the first: full, sample or off [default: as usual, full].
+    /// How much is digested, each in turn, beside the first: full, wire, sample or off [default: as usual, wire].
     #[arg(long, value_delimiter = ',', value_parser = coverage)]
     pub(crate) digest: Vec<Coverage>,
     /// Tokens of the request, where no file says so [default: 2048, with --quick 64].
@@ -61,8 +61,9 @@ impl Reshard {
 fn coverage(text: &str) -> Result<Coverage, String> {
     match text {
         "full" => Ok(Coverage::Full),
+        "wire" => Ok(Coverage::Wire),
         "sample" => Ok(Coverage::Sample),
         "off" => Ok(Coverage::Off),
-        _ => Err("expected full, sample or off".to_owned()),
+        _ => Err("expected full, wire, sample or off".to_owned()),
     }
 }

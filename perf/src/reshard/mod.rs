@@ -43,7 +43,7 @@ pub(crate) fn reshard(command: &Reshard) -> Result<(), Failure> {
     for &transport in &command.transport {
         let mut digests = command.digest.clone();
         if digests.is_empty() {
-            digests.push(Coverage::Full);
+            digests.push(Coverage::default());
         }
         let all = cases(command, transport).into_iter();
         let cases: Vec<Case> = all
@@ -87,7 +87,7 @@ fn cases(command: &Reshard, transport: Transport) -> Vec<Case> {
         from,
         to,
         transport,
-        digest: Coverage::Full,
+        digest: Coverage::default(),
         tokens: command.tokens(),
         seed: command.seed,
     };

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use moai_collectives::protocol::{
-    handle::{EngineKey, Handle, HandleFields, page_set},
-    node::{Action, Chunk, DigestMode, Expected, GrantSpec, Outcome, PullSpec, Step, TransferId},
+use moai_collectives::{
+    digest::Coverage,
+    protocol::{
+        handle::{EngineKey, Handle, HandleFields, page_set},
+        node::{Action, Chunk, Expected, GrantSpec, Outcome, PullSpec, Step, TransferId},
+    },
 };
 
 use super::{
@@ -243,7 +246,7 @@ impl World {
             within_ns,
             held,
             by_layer,
-            mode: DigestMode::Full,
+            mode: Coverage::Full,
             key,
             grant: grant.filter(|_| from_grant),
         };

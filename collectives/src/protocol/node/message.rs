@@ -5,6 +5,7 @@ use thiserror::Error;
 
 use super::Reason;
 use crate::{
+    digest::Coverage,
     limits::{
         DESCRIPTOR_PART_BYTES, MAX_DESCRIPTOR_BYTES, MAX_ENGINE_NAME, MAX_HANDLE_BYTES,
         MAX_KEYS_PER_MESSAGE, MAX_NODE_RANKS, MAX_PAGES_PER_MESSAGE, MAX_SUMS_PER_MESSAGE,
@@ -84,8 +85,8 @@ pub struct Pull {
     pub held: u32,
     /// For how long it wants to be served, in milliseconds.
     pub for_ms: u32,
-    /// What is digested: see [`DigestMode`].
-    pub mode: DigestMode,
+    /// What both sides digest.
+    pub mode: Coverage,
     /// Key of the digest.
     pub key: u64,
     /// Whether to send layers as they become ready.
@@ -96,19 +97,6 @@ pub struct Pull {
     pub grant: u64,
     /// The offer's handle.
     pub handle: Vec<u8>,
-}
-
-/// What both sides digest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(clippy::exhaustive_enums, reason = "the choices of a configuration")]
-pub enum DigestMode {
-    /// Nothing: sums are zero, and say only that all is sent.
-    Off,
-    /// One chunk in sixteen, chosen by the key.
-    Sample,
-    /// Every chunk.
-    #[default]
-    Full,
 }
 
 /// Where a request stands among the spans of a distributed trace: the numbers of a W3C `traceparent`.
@@ -939,12 +927,13 @@ impl<'a> Fields<'a> {
         Ok(Reason::from_code(code))
     }
 
-    fn mode(&mut self) -> Result<DigestMode, MessageError> {
+    fn mode(&mut self) -> Result<Coverage, MessageError> {
         match self.take()? {
-            [0] => Ok(DigestMode::Off),
-            [1] => Ok(DigestMode::Sample),
-            [2] => Ok(DigestMode::Full),
-            [other] => Err(self.field(format!("mode is {other}; expected 0 to 2"))),
+            [0] => Ok(Coverage::Off),
+            [1] => Ok(Coverage::Sample),
+            [2] => Ok(Coverage::Wire),
+            [3] => Ok(Coverage::Full),
+            [other] => Err(self.field(format!("mode is {other}; expected 0 to 3"))),
         }
     }
 
@@ -1032,7 +1021,7 @@ pub(super) mod tests {
             target: 2,
             held: 64,
             for_ms: 1000,
-            mode: DigestMode::Full,
+            mode: Coverage::Full,
             key: 9,
             by_layer: true,
             map: false,

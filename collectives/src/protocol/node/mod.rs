@@ -74,9 +74,7 @@ use sha2::{Digest as _, Sha256};
 pub use action::{Action, Counters, Dirty, Failure, Outcome, Served};
 pub use config::{Admission, Config, Faults, capability};
 pub use link::LinkState;
-pub use message::{
-    DigestMode, Hello, LentKey, MESSAGES, Message, MessageError, NEWEST, OLDEST, Pull, Trace,
-};
+pub use message::{Hello, LentKey, MESSAGES, Message, MessageError, NEWEST, OLDEST, Pull, Trace};
 pub use offer::OfferSpec;
 pub use pull::{Chunk, Expected, PartState, PullSpec, Step};
 pub use push::GrantSpec;

@@ -8,10 +8,11 @@ use std::{
 use super::{
     Action, Dirty, Failure, LentKey, LinkId, Node, Outcome, Reason, TransferId,
     link::{Cause, LinkState},
-    message::{DigestMode, Message, Pull, Trace},
+    message::{Message, Pull, Trace},
     timers::Timer,
 };
 use crate::{
+    digest::Coverage,
     limits::{MAX_CHUNKS, MAX_LENT_PAGES, MAX_PARTS, MAX_PULL_MS, MAX_PULLS, MAX_REGIONS},
     protocol::handle::{Handle, HandleKind},
 };
@@ -69,7 +70,7 @@ pub struct PullSpec {
     /// Whether to report layers one by one.
     pub by_layer: bool,
     /// What is digested.
-    pub mode: DigestMode,
+    pub mode: Coverage,
     /// Key of the digest, drawn at random.
     pub key: u64,
     /// The grant whose pages are filled.

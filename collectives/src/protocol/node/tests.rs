@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::*;
-use crate::protocol::handle::{EngineKey, Handle, HandleFields, HandleKind};
+use crate::{
+    digest::Coverage,
+    protocol::handle::{EngineKey, Handle, HandleFields, HandleKind},
+};
 
 const MS: u64 = 1_000_000;
 const UNIX: u64 = 1_790_000_000_000;
@@ -303,7 +306,7 @@ fn pull(handle: &Handle) -> PullSpec {
         within_ns: 10_000 * MS,
         held: 0,
         by_layer: true,
-        mode: DigestMode::Full,
+        mode: Coverage::Full,
         key: 1,
         grant: None,
     }
