@@ -246,11 +246,11 @@ impl Program {
     }
 
     /// Shows to `observer` the tiles of those tokens that it asks for, as [`run`](Self::run) would write them, and writes
-    /// none.
+    /// none. The target is to be rows.
     ///
     /// # Panics
     ///
-    /// If a page, region or offset lies outside what `source` holds.
+    /// If the target is pages, or a page, region or offset lies outside what `source` holds.
     pub fn observe<S: Read + ?Sized>(
         &mut self,
         conversions: &Conversions,
