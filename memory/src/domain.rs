@@ -20,6 +20,11 @@ pub trait Domain: Send + Sync {
     /// Another handle of the same device, for whoever keeps it longer than the region it was found by.
     fn handle(&self) -> Arc<dyn Domain>;
 
+    /// Whether its streams run [kernels](crate::Work::Kernel). Those of a plug-in copy, and no more.
+    fn runs_kernels(&self) -> bool {
+        true
+    }
+
     /// The kind of its memory.
     fn kind(&self) -> MemoryKind;
 

@@ -7,6 +7,7 @@
 pub mod chaos;
 pub mod impostor;
 pub mod live;
+pub mod plugins;
 pub mod simulation;
 
 macro_rules! page {

@@ -190,6 +190,10 @@ impl Domain for TableDomain {
         Arc::new(self.clone())
     }
 
+    fn runs_kernels(&self) -> bool {
+        false
+    }
+
     fn kind(&self) -> MemoryKind {
         self.0.kind
     }
