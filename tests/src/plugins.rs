@@ -69,6 +69,20 @@ fn build(name: &str, path: &Path) {
         .arg("--target-dir")
         .arg(target)
         .current_dir(env!("CARGO_MANIFEST_DIR"));
+    // What cargo tells a test of its package would look to it like another environment to build in.
+    let told = [
+        "CARGO_PKG_",
+        "CARGO_MANIFEST_",
+        "CARGO_CRATE_",
+        "CARGO_BIN_",
+        "CARGO_PRIMARY_",
+    ];
+    for (variable, _) in std::env::vars_os() {
+        let name = variable.to_string_lossy();
+        if told.iter().any(|start| name.starts_with(start)) || name == "OUT_DIR" {
+            command.env_remove(&variable);
+        }
+    }
     if profile.ends_with("release") {
         command.arg("--release");
     }

@@ -75,7 +75,8 @@ impl Plugin {
             .domains
             .into_iter()
             .map(|(name, domain)| {
-                let one: &'static Arc<Exported> = Box::leak(Box::new(Exported::new(&name, domain)));
+                let one: &'static Arc<Exported> =
+                    Box::leak(Box::new(Exported::named(&name, &*domain)));
                 one.table()
             })
             .collect();

@@ -54,6 +54,8 @@ pub(super) struct PluginInterface {
     /// Completions that the other side did not give.
     ended: VecDeque<Completion>,
     said: Said,
+    /// Operations for which there was no room here.
+    busy: u64,
     /// The rule that it broke.
     broken: Option<String>,
     /// Connections that are to be told of as closed because of that.
@@ -120,6 +122,7 @@ impl PluginInterface {
             generation: 0,
             ended: VecDeque::new(),
             said: Said::new(),
+            busy: 0,
             broken: None,
             orphans: Vec::new(),
         };
@@ -225,6 +228,7 @@ impl PluginInterface {
         call: impl FnOnce(&mut Self, u64) -> abi::Status,
     ) -> Result<Posted, Error> {
         if self.operations.len() + self.ended.len() >= MAX_OPERATIONS {
+            self.busy += 1;
             return Ok(Posted::Busy);
         }
         self.generation = self.generation.wrapping_add(1);
@@ -939,7 +943,9 @@ impl Interface for PluginInterface {
             // SAFETY: by the rules of the header, with what it may write to.
             unsafe { function!(self.stats)(self.raw, &raw mut stats) };
         }
-        stats.read()
+        let mut stats = stats.read();
+        stats.busy = stats.busy.saturating_add(self.busy);
+        stats
     }
 }
 

@@ -32,6 +32,11 @@ static KNOWN: Mutex<Vec<(u64, Weak<Exported>)>> = Mutex::new(Vec::new());
 impl Exported {
     /// The table of a device; the same one as long as somebody has it.
     pub(crate) fn of(domain: &dyn Domain) -> Arc<Self> {
+        Self::named(&domain.kind().to_string(), domain)
+    }
+
+    /// The same, which is told of by that name if it is new.
+    pub(crate) fn named(name: &str, domain: &dyn Domain) -> Arc<Self> {
         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|(_, one)| one.strong_count() > 0);
         let id = domain.id();
@@ -39,12 +44,12 @@ impl Exported {
         if let Some(one) = same.and_then(|(_, one)| one.upgrade()) {
             return one;
         }
-        let one = Self::new(&domain.kind().to_string(), domain.handle());
+        let one = Self::new(name, domain.handle());
         known.push((id, Arc::downgrade(&one)));
         one
     }
 
-    pub(crate) fn new(name: &str, domain: Arc<dyn Domain>) -> Arc<Self> {
+    fn new(name: &str, domain: Arc<dyn Domain>) -> Arc<Self> {
         let name = text::c_string(name);
         Arc::new_cyclic(|weak: &Weak<Self>| {
             let table = abi::Domain {
