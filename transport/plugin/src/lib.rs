@@ -20,5 +20,5 @@ mod host;
 mod memory;
 mod text;
 
-pub use host::{LoadError, Opening, Plugin, PluginProvider, load};
+pub use host::{LoadError, Opening, Plugin, PluginProvider, load, loaded};
 pub use memory::TableDomain;

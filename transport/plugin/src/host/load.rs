@@ -1,6 +1,7 @@
 //! Opening a shared object, and believing it step by step.
 
 use std::ffi::{CStr, CString, c_char};
+use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +31,24 @@ pub struct Plugin {
     pub transports: Vec<PluginProvider>,
     /// Devices.
     pub domains: Vec<TableDomain>,
+}
+
+impl fmt::Display for Plugin {
+    /// Its name, versions and file.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            name,
+            version,
+            abi: (major, minor),
+            path,
+            ..
+        } = self;
+        let path = path.display();
+        write!(
+            f,
+            "plug-in {name} {version} (ABI {major}.{minor}) from {path}"
+        )
+    }
 }
 
 /// A shared object is no plug-in that can be used.
@@ -169,6 +188,15 @@ pub fn load(path: &Path) -> Result<Arc<Plugin>, LoadError> {
     Ok(plugin)
 }
 
+/// What was loaded so far.
+#[must_use]
+pub fn loaded() -> Vec<Arc<Plugin>> {
+    LOADED
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()
+}
+
 /// # Safety
 ///
 /// NULL, or what an entry has given.
@@ -229,12 +257,15 @@ unsafe fn read(path: &Path, shown: &str, raw: *const abi::Plugin) -> Result<Plug
     let name = named(plugin.name, "name")?;
     let version = named(plugin.version, "version")?;
     let abi = (plugin.major, plugin.minor);
-    let origin = format!(
-        "plug-in {name} {version} (ABI {}.{}) from {}",
-        abi.0,
-        abi.1,
-        path.display()
-    );
+    let mut loading = Plugin {
+        path: path.to_owned(),
+        name,
+        version,
+        abi,
+        transports: Vec::new(),
+        domains: Vec::new(),
+    };
+    let origin = loading.to_string();
     let mut transports: Vec<PluginProvider> = Vec::new();
     for at in 0..plugin.transport_count as usize {
         // SAFETY: by contract there are so many.
@@ -279,14 +310,8 @@ unsafe fn read(path: &Path, shown: &str, raw: *const abi::Plugin) -> Result<Plug
         })?);
     }
     debug!(reason = origin, "plug-in loaded");
-    Ok(Plugin {
-        path: path.to_owned(),
-        name,
-        version,
-        abi,
-        transports,
-        domains,
-    })
+    (loading.transports, loading.domains) = (transports, domains);
+    Ok(loading)
 }
 
 /// Reads a struct that must have at least what version 1.0 has, which is what this build has.

@@ -9,5 +9,5 @@ mod lending;
 mod load;
 mod provider;
 
-pub use load::{LoadError, Plugin, load};
+pub use load::{LoadError, Plugin, load, loaded};
 pub use provider::{Opening, PluginProvider};
