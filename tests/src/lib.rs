@@ -34,6 +34,8 @@ page! {
     Transfers "transfers.md"
     Protocol "protocol.md"
     Transport "transport.md"
+    Provider "provider.md"
+    Nixl "nixl.md"
     Directory "directory.md"
     Metrics "metrics.md"
     Security "security.md"

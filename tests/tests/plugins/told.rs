@@ -71,7 +71,7 @@ impl Handler for Told {
 
 /// Polls both sides until `done`.
 pub(crate) fn until(
-    sides: &mut [(&mut (dyn Interface + Send), &mut Told)],
+    sides: &mut [(&mut Box<dyn Interface + Send>, &mut Told)],
     what: &str,
     done: impl Fn(&[&Told]) -> bool,
 ) {

@@ -46,8 +46,8 @@ impl Side {
 
 fn both(near: &mut Side, far: &mut Side, what: &str, done: impl Fn(&[&Told]) -> bool) {
     let mut sides = [
-        (&mut *near.interface, &mut near.told),
-        (&mut *far.interface, &mut far.told),
+        (&mut near.interface, &mut near.told),
+        (&mut far.interface, &mut far.told),
     ];
     until(&mut sides, what, done);
 }
