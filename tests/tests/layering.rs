@@ -22,7 +22,7 @@ const BELOW: &[(&str, &[&str])] = &[
             "moai-transport",
             "moai-transport-shm",
             "moai-transport-tcp",
-            "moai-transport-shm",
+            "moai-transport-plugin",
             "moai-translate",
             "moai-collectives",
         ],
@@ -46,7 +46,7 @@ const BELOW: &[(&str, &[&str])] = &[
 ];
 
 /// The only crates that may use `unsafe`: mappings, vector loops, lock-free structures, what providers give to the
-/// system, and the bare system calls that they are held against.
+/// system or to a plug-in, and the bare system calls that they are held against.
 const UNSAFE: &[&str] = &[
     "moai-memory",
     "moai-perf",
@@ -54,6 +54,7 @@ const UNSAFE: &[&str] = &[
     "moai-transport",
     "moai-transport-tcp",
     "moai-transport-shm",
+    "moai-transport-plugin",
 ];
 
 /// Of those, crates whose `unsafe` is in one module: denied at the root, and allowed in that file alone.
