@@ -351,7 +351,8 @@ class MoaiKVManager(CommonKVManager):
     def start_pull(self, target: Target, offer: Offer) -> None:
         """Begins to move the request. Raises `NodeError`."""
         with self._lock:
-            if self.targets.get(target.room) is not target:
+            # A request that has ended meanwhile gives its pages back.
+            if self.targets.get(target.room) is not target or self.request_status.get(target.room) in (None, KVPoll.Failed):
                 return
             target.transfer = self.node.pull(offer.handle, offer.tokens, target.pages, self.settings.deadline, f"room {target.room}")
             target.is_held = True

@@ -1,10 +1,12 @@
 """A plug-in of SGLang for the battery alone: a machine without a GPU, and faults.
 
-Loaded by the entry point group ``sglang.srt.plugins`` in every process of a server.
+Loaded by the entry point group ``sglang.srt.plugins`` in every process of a server. The file that MOAI_BATTERY_FAULT names holds the
+fault of the moment: `zero`, `slow`, or nothing.
 """
 
 import os
 import time
+from pathlib import Path
 
 
 def register() -> None:
@@ -14,28 +16,29 @@ def register() -> None:
     import sglang.srt.layers.rotary_embedding.base as rope
 
     rope._is_cpu = True
-    fault = os.environ.get("MOAI_BATTERY_FAULT")
-    if fault is None:
+    path = os.environ.get("MOAI_BATTERY_FAULT")
+    if path is None:
         return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     manager = "moai_fabric.sglang.manager.MoaiKVManager"
-    if fault == "zero":
-        # The control: what was pulled is overwritten with zeros before the request is computed.
-        def zero(result, self, room):
-            pages = self.targets[room].pages
-            for tensor in self.pool.tensors():
-                size = self.pool.page_size
-                for page in pages:
-                    tensor[page * size : (page + 1) * size] = 0
 
-        HookRegistry.register(f"{manager}.committed", zero, HookType.AFTER)
-    elif fault == "slow":
-        # Holds each pull back, so that its producer can be killed before it.
-        def slow(self, *arguments, **named):
+    def fault() -> str:
+        return Path(path).read_text()
+
+    def zero(result, self, room):
+        """The control: what was pulled is overwritten with zeros before the request is computed."""
+        if fault() != "zero":
+            return
+        size = self.pool.page_size
+        for tensor in self.pool.tensors():
+            for page in self.targets[room].pages:
+                tensor[page * size : (page + 1) * size] = 0
+
+    def slow(*arguments, **named):
+        """Holds each pull back, so that its producer can be killed before it."""
+        if fault() == "slow":
             time.sleep(4)
-            return (self, *arguments), named
 
-        HookRegistry.register(f"{manager}.start_pull", slow, HookType.BEFORE)
-    else:
-        raise ValueError(f"MOAI_BATTERY_FAULT: {fault!r} is none of 'zero', 'slow'")
+    HookRegistry.register(f"{manager}.committed", zero, HookType.AFTER)
+    HookRegistry.register(f"{manager}.start_pull", slow, HookType.BEFORE)
