@@ -60,6 +60,9 @@ class Server:
         command += ["--page-size", str(self.page), "--tp-size", str(self.tp), "--host", HOST, "--port", str(self.port), *self.extra]
         if self.role:
             command += ["--disaggregation-mode", self.role, "--disaggregation-transfer-backend", "moai"]
+        if self.role == "decode":
+            # The default keeps retracted requests in memory that it registers with CUDA.
+            command += ["--disaggregation-decode-retraction-backup", "cpu_tensor"]
         if self.role == "prefill":
             command += ["--disaggregation-bootstrap-port", str(self.bootstrap)]
         plugin = str(Path(__file__).parent / "plugin")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import secrets
+import time
 from dataclasses import dataclass
 
 from .describe import Model, Piece, Undescribed, description
@@ -68,7 +69,8 @@ def open_rank(queue, role: str, settings: Settings, host: str) -> Rank:
     name = f"sglang-{role}-{host}-{get_serving().port}"
     if parallel.dp_rank:
         name += f"-{parallel.dp_rank}"
-    mine = (piece, secrets.token_bytes(32), secrets.randbits(63) | 1)
+    # A later life of a server has a later epoch.
+    mine = (piece, secrets.token_bytes(32), time.time_ns())
     world = parallel.world_group
     everyone = world.all_gather_object(mine) if world.world_size > 1 else [mine]
     # The first rank's draw is everyone's.
