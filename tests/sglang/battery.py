@@ -45,7 +45,7 @@ class Battery:
 
     def server(self, name: str, role: str = "", model: str = "llama-kv4", page: int = 16, **more) -> Server:
         """Launches one."""
-        environment = {"MOAI_BATTERY_FAULT": str(self.fault_file)} if role == "decode" else {}
+        environment = {"BATTERY_FAULT": str(self.fault_file)} if role == "decode" else {}
         environment |= more.pop("environment", {})
         port = more.pop("port", None) or next(PORTS)
         bootstrap = more.pop("bootstrap", 0) or port + 1
@@ -160,7 +160,7 @@ class Battery:
         self.fails("a model of 2 KV heads → one of 4", other, decode, ["heads"])
         self.stop(other)
         named = {"bootstrap_host": "192.0.2.1", "bootstrap_port": 9, "bootstrap_room": next(ROOMS)}
-        self.fails("a request that names a host that is not allowed", prefill, decode, ["MOAI_SGLANG_PEERS"], named)
+        self.fails("a request that names a host that is not allowed", prefill, decode, ["SGLANG_MOAI_PEERS"], named)
         self.parity("page 16 → 16 after all that", baseline, prefill, decode, (70, 300))
 
     def tp(self) -> None:

@@ -111,12 +111,19 @@ class MoaiKVManager(CommonKVManager):
         bootstrap.put_node(NetworkAddress(host, self.bootstrap_port).to_url(), node)
 
     def try_ensure_parallel_info(self, bootstrap_addr: str) -> bool:
-        if bootstrap_addr not in self.prefill_info_table:
+        return self.why_not(bootstrap_addr) is None and super().try_ensure_parallel_info(bootstrap_addr)
+
+    def why_not(self, bootstrap_addr: str) -> str | None:
+        """Why a request may not name this prefill server, if it may not: nothing is sent there then."""
+        if bootstrap_addr in self.prefill_info_table:
+            return None
+        try:
             host = NetworkAddress.parse(bootstrap_addr).host
-            if not self.settings.allows(host):
-                logger.error("moai: a request names the prefill server %s, which is not allowed: see MOAI_SGLANG_PEERS", bootstrap_addr)
-                return False
-        return super().try_ensure_parallel_info(bootstrap_addr)
+        except ValueError as error:
+            return f"the request's bootstrap server {bootstrap_addr!r} is no address: {error}"
+        if self.settings.allows(host):
+            return None
+        return f"the request's bootstrap server {bootstrap_addr} is not among SGLANG_MOAI_PEERS ({', '.join(self.settings.peers) or 'loopback'})"
 
     def build_receiver_registration_message(self) -> list[bytes]:
         return [messages.HELLO, messages.VERSION]

@@ -11,6 +11,12 @@ from .manager import Target
 class MoaiKVReceiver(CommonKVReceiver):
     """Gives pages, waits for the offer, and ends when what was pulled into them is right, or nothing is written to them any more."""
 
+    def __init__(self, mgr, bootstrap_addr: str, bootstrap_room: int | None = None):
+        super().__init__(mgr, bootstrap_addr, bootstrap_room)
+        problem = mgr.why_not(bootstrap_addr)
+        if problem is not None:
+            self._fail(problem)
+
     def send_metadata(
         self,
         kv_indices,

@@ -2,10 +2,10 @@
 
 | variable | meaning | default |
 |---|---|---|
-| `MOAI_SGLANG_PEERS` | hosts and networks on which a decoder talks to prefill servers, separated by commas | loopback |
-| `MOAI_SGLANG_DEADLINE` | seconds from an offer's arrival to the outcome of its pull, at most | 60 |
-| `MOAI_SGLANG_LEASE` | seconds for which a prefill server keeps the pages of an offer that nobody pulls | 60 |
-| `MOAI_SGLANG_MODEL_DIGEST` | identifies the weights; peers that both give one must give the same | none |
+| `SGLANG_MOAI_PEERS` | hosts and networks on which a decoder talks to prefill servers, separated by commas | loopback |
+| `SGLANG_MOAI_DEADLINE` | seconds from an offer's arrival to the outcome of its pull, at most | 60 |
+| `SGLANG_MOAI_LEASE` | seconds for which a prefill server keeps the pages of an offer that nobody pulls | 60 |
+| `SGLANG_MOAI_MODEL_DIGEST` | identifies the weights; peers that both give one must give the same | none |
 
 How the fabric itself listens and proves who it is, its own variables say (`MOAI_BIND`, `MOAI_SHARED_KEY_FILE`, …).
 """
@@ -18,7 +18,7 @@ import socket
 from dataclasses import dataclass
 from typing import Mapping
 
-PREFIX = "MOAI_SGLANG_"
+PREFIX = "SGLANG_MOAI_"
 
 
 class SettingsError(ValueError):

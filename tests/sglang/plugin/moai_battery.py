@@ -1,6 +1,6 @@
 """A plug-in of SGLang for the battery alone: a machine without a GPU, and faults.
 
-Loaded by the entry point group ``sglang.srt.plugins`` in every process of a server. The file that MOAI_BATTERY_FAULT names holds the
+Loaded by the entry point group ``sglang.srt.plugins`` in every process of a server. The file that BATTERY_FAULT names holds the
 fault of the moment: `zero`, `slow`, or nothing.
 """
 
@@ -16,7 +16,7 @@ def register() -> None:
     import sglang.srt.layers.rotary_embedding.base as rope
 
     rope._is_cpu = True
-    path = os.environ.get("MOAI_BATTERY_FAULT")
+    path = os.environ.get("BATTERY_FAULT")
     if path is None:
         return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
