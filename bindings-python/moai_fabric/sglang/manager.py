@@ -30,6 +30,8 @@ logger = logging.getLogger(f"sglang.{__name__}")
 
 # How long the thread waits for something to happen before it looks whether it is to end.
 TURN_SECONDS = 0.5
+# Rooms that decode ranks wait for, and no request has come to; the oldest is forgotten first.
+MAX_WAITING = 1 << 16
 
 
 @dataclass
@@ -253,6 +255,9 @@ class MoaiKVManager(CommonKVManager):
 
     def _wanted(self, want: Want) -> None:
         """A decode rank waits; once all do, the scheduler may compute the request."""
+        if len(self.transfer_infos) >= MAX_WAITING:
+            oldest = next((room for room in self.transfer_infos if room not in self.outgoing), None)
+            self.transfer_infos.pop(oldest, None)
         infos = self.transfer_infos.setdefault(want.room, {})
         infos[f"{want.endpoint}:{want.dst_port}"] = want
         if len(infos) == want.required:

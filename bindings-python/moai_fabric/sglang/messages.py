@@ -15,6 +15,8 @@ HELLO, WANT, OFFER, DONE, STATUS = b"MOAI_HELLO", b"MOAI_WANT", b"MOAI_OFFER", b
 
 # Longer than any handle or reason, shorter than anything that hurts.
 MAX_TEXT = 4096
+# More ranks than a server has.
+MAX_RANKS = 4096
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,14 @@ def read(frames: list[bytes]) -> Want | Offer | Done | None:
             return None
         if tag == WANT:
             room, endpoint, port, required = rest
-            return Want(int(room), _read(endpoint), int(port), int(required))
+            return Want(_number(room), _read(endpoint), _number(port, 65535), _number(required, MAX_RANKS))
         if tag == OFFER:
             room, rank, engine, epoch, handle, tokens, *aux = rest
-            return Offer(int(room), int(rank), _read(engine), int(epoch), _read(handle), int(tokens), tuple(aux))
+            numbers = _number(room), _number(rank, MAX_RANKS)
+            return Offer(*numbers, _read(engine), _number(epoch), _read(handle), _number(tokens), tuple(aux))
         if tag == DONE:
             room, problem, endpoint, port = rest
-            return Done(int(room), problem[:MAX_TEXT].decode(errors="replace"), _read(endpoint), int(port))
+            return Done(_number(room), problem[:MAX_TEXT].decode(errors="replace"), _read(endpoint), _number(port, 65535))
     except ValueError as error:
         logger.warning("moai: a message that cannot be read is dropped: %s", error)
     return None
@@ -94,3 +97,9 @@ def _read(frame: bytes) -> str:
     if len(frame) > MAX_TEXT:
         raise ValueError(f"a text of {len(frame)} bytes; at most {MAX_TEXT}")
     return frame.decode("ascii")
+
+
+def _number(frame: bytes, most: int = (1 << 64) - 1) -> int:
+    if not frame.isdigit() or len(frame) > 20 or int(frame) > most:
+        raise ValueError(f"{frame[:30]!r} is no number up to {most}")
+    return int(frame)

@@ -66,7 +66,7 @@ def open_rank(queue, role: str, settings: Settings, host: str) -> Rank:
         scales=_scales(scheduler, pool),
     )
     # Of the data parallel replicas of a server, each is an engine of its own.
-    name = f"sglang-{role}-{host}-{get_serving().port}"
+    name = f"sglang-{role}-{_word(host)}-{get_serving().port}"
     if parallel.dp_rank:
         name += f"-{parallel.dp_rank}"
     # A later life of a server has a later epoch.
@@ -117,3 +117,8 @@ def _version() -> str:
         return importlib.metadata.version("sglang")
     except importlib.metadata.PackageNotFoundError:
         return "of an unknown version"
+
+
+def _word(host: str) -> str:
+    """An address as part of a name."""
+    return "".join(letter if letter.isalnum() else "." for letter in host)
