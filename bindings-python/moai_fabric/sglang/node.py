@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Iterator, Sequence
 
-import moai_fabric
+from moai_fabric import Config, Engine, Error, Memory, Request, events
+from moai_fabric import Node as Process
 
 from .pool import Span
 
-
-NodeError = moai_fabric.Error
+NodeError = Error
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Node:
         description: dict[str, Any],
         spans: Sequence[Span],
     ):
-        self._memory = [moai_fabric.Memory.lend(span.address, span.bytes) for span in spans]
-        self._engine = moai_fabric.Engine(
+        self._engine = Engine(
             engine,
             description,
-            self._memory,
+            [Memory.from_pointer(span.address, span.bytes) for span in spans],
+            Config.from_env(),
             node=node,
             ranks=[node],
             epoch=epoch,
@@ -71,7 +71,7 @@ class Node:
     @property
     def addresses(self) -> list[str]:
         """Where it listens."""
-        return self._engine.addresses
+        return list(self._engine.addresses)
 
     def fileno(self) -> int:
         """Readable while there are events."""
@@ -79,23 +79,22 @@ class Node:
 
     def events(self) -> Iterator[Ended | Fenced | Released]:
         """What has happened, without waiting for more."""
-        while (event := self._engine.poll()) is not None:
-            if isinstance(event, moai_fabric.Ended):
+        for event in self._engine.events():
+            if isinstance(event, events.Ended):
                 outcome = event.outcome
-                reason = str(outcome.failure["kind"]) if outcome.failure else outcome.result
-                yield Ended(event.transfer, outcome.committed, reason, outcome.message, outcome.fenced)
-            elif isinstance(event, moai_fabric.Fenced):
+                yield Ended(event.transfer, outcome.committed, outcome.reason or "", outcome.message, outcome.fenced)
+            elif isinstance(event, events.Fenced):
                 yield Fenced(event.transfer)
-            elif isinstance(event, moai_fabric.Released):
-                yield Released(event.offer, event.reason == "offer consumed", event.reason)
+            elif isinstance(event, events.Released):
+                yield Released(event.offer, event.reason == "consumed", event.reason)
 
     def know(self, engine: str, nodes: Sequence[tuple[int, Sequence[int], Sequence[str]]]) -> None:
         """Says where an engine's nodes are: numbers, ranks, addresses."""
-        self._engine.know(engine, nodes)
+        self._engine.know(engine, [Process(number, tuple(ranks), tuple(addresses)) for number, ranks, addresses in nodes])
 
     def offer(self, number: int, tokens: int, pages: Sequence[int], lease: float, name: str) -> str:
         """Offers a request's pages: the handle's text."""
-        return self._engine.offer(number, moai_fabric.Request(tokens, pages, name=name), lease=lease)
+        return self._engine.offer(Request(tokens, pages), lease=lease, number=number, name=name).handle
 
     def withdraw(self, number: int) -> None:
         """Takes an offer back; `Released` follows if it has not come already."""
@@ -103,7 +102,7 @@ class Node:
 
     def pull(self, handle: str, tokens: int, pages: Sequence[int], deadline: float, name: str) -> int:
         """Begins to move a request into pages; `Ended` follows by the deadline."""
-        return self._engine.pull(handle, moai_fabric.Request(tokens, pages, name=name), deadline=deadline)
+        return self._engine.pull(handle, Request(tokens, pages), deadline=deadline, name=name).number
 
     def cancel(self, transfer: int) -> None:
         """Ends a pull; `Ended` follows if it has not come already."""
