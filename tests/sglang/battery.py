@@ -144,6 +144,17 @@ class Battery:
         self.running.remove(again)
         after = settled(decode)
         self.row("slots of the decode server after these", f"{before}", f"{after}", before == after)
+        # The client gives up.
+        before = [settled(prefills[16]), settled(decode)]
+        bootstrap = {"bootstrap_host": HOST, "bootstrap_port": prefills[16].bootstrap, "bootstrap_room": next(ROOMS)}
+        self.fault("slow")
+        threading.Timer(1, lambda: prefills[16].generate(prompt(70), TOKENS, **bootstrap)).start()
+        threading.Timer(3, lambda: decode.abort("given up")).start()
+        self.fails("a request that is aborted while it is moved", prefills[16], decode, [], {**bootstrap, "rid": "given up"})
+        self.fault("")
+        self.parity("page 16 → 16 after it", baseline, prefills[16], decode, (70, 300))
+        after = [settled(prefills[16]), settled(decode)]
+        self.row("slots of both servers after it", f"{before}", f"{after}", before == after)
         # The consumer dies.
         prefill, doomed = prefills[16], decodes[64]
         before = settled(prefill)

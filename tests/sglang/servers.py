@@ -124,6 +124,12 @@ class Server:
         logprobs = answer["meta_info"]["output_token_logprobs"]
         return {"tokens": [one[1] for one in logprobs], "logprobs": [one[0] for one in logprobs]}
 
+    def abort(self, rid: str) -> None:
+        """Ends a request that was given this name."""
+        body = json.dumps({"rid": rid}).encode()
+        request = urllib.request.Request(f"http://{HOST}:{self.port}/abort_request", body, {"content-type": "application/json"})
+        urllib.request.urlopen(request, timeout=10).close()
+
     def used_tokens(self) -> int:
         """Slots of its pool that requests hold, once nothing runs."""
         with urllib.request.urlopen(f"http://{HOST}:{self.port}/v1/loads?include=all", timeout=10) as answer:

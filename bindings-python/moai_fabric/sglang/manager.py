@@ -260,8 +260,8 @@ class MoaiKVManager(CommonKVManager):
             self.transfer_infos.pop(oldest, None)
         infos = self.transfer_infos.setdefault(want.room, {})
         infos[f"{want.endpoint}:{want.dst_port}"] = want
-        if len(infos) == want.required:
-            # A room that has no sender yet is remembered: the sender looks.
+        # A room that has no sender yet is remembered: the sender looks.
+        if want.room in self.outgoing and self.is_wanted(want.room):
             self.update_status(want.room, KVPoll.WaitingForInput)
 
     def is_wanted(self, room: int) -> bool:

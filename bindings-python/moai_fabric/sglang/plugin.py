@@ -7,8 +7,13 @@ nothing of SGLang's files is changed.
 from __future__ import annotations
 
 import contextvars
+import logging
 
 NAME = "moai"
+# Whose names are used.
+SGLANG = "0.5.23"
+
+logger = logging.getLogger(f"sglang.{__name__}")
 
 # The queue that builds a manager: SGLang gives managers addresses and lengths, and the pool that they came from is needed to probe it.
 building: contextvars.ContextVar = contextvars.ContextVar("building")
@@ -16,9 +21,12 @@ building: contextvars.ContextVar = contextvars.ContextVar("building")
 
 def register() -> None:
     """The entry point: called once in every process of a server, before it starts."""
+    import sglang
     from sglang.srt.arg_groups.choices import DISAGG_TRANSFER_BACKEND_CHOICES, add_disagg_transfer_backend_choices
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+    if sglang.__version__ != SGLANG:
+        logger.warning("moai: the backend is written for SGLang %s, and this is %s: it may not be found, or fail", SGLANG, sglang.__version__)
     if NAME not in DISAGG_TRANSFER_BACKEND_CHOICES:
         add_disagg_transfer_backend_choices([NAME])
     _add_member()
