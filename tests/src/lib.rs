@@ -34,6 +34,7 @@ page! {
     Protocol "protocol.md"
     Transport "transport.md"
     Directory "directory.md"
+    Sglang "sglang.md"
     Metrics "metrics.md"
     Security "security.md"
     CommandLine "command-line.md"
