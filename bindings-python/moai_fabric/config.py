@@ -34,7 +34,7 @@ class Config(MutableMapping[str, str]):
         self._object = Object(new(lib.moai_config_new), lib.moai_config_free)
         for given in (settings or {}), more:
             for key, value in given.items():
-                self[key] = value  # type: ignore[assignment]
+                self[key] = value
 
     @classmethod
     def from_env(cls) -> Config:

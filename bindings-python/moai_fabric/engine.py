@@ -19,7 +19,7 @@ from .config import Config, Setting
 from .descriptor import Descriptor
 from .errors import ArgumentError, DescriptorError, MemoryRegistrationError
 from .events import Ended, Event, Fenced, Invited, LayerPlaced, Quarantined, Released, Returned
-from .memory import Memory
+from .memory import Memory, _Region
 from .request import Request, lower
 from .transfer import Grant, Offer, Transfer
 
@@ -481,7 +481,7 @@ MOST_EVENTS = 65_536
 """Events that are kept for whoever takes them: minutes of a busy engine, some tens of megabytes at most."""
 
 
-def _end(pointer: int, regions: list[object], process: int) -> None:
+def _end(pointer: int, regions: list[_Region], process: int) -> None:
     # In the child of a fork the engine is the parent's.
     if os.getpid() == process:
         lib.moai_engine_free(pointer)

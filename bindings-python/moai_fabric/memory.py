@@ -204,7 +204,7 @@ class Memory:
         """
         region = self._living()
         array = (ctypes.c_ubyte * region.length).from_address(region.address)
-        array._region = region
+        setattr(array, "_region", region)  # noqa: B010 - an attribute that no array is known to have
         return memoryview(array).cast("B")
 
     def close(self) -> None:
