@@ -291,8 +291,8 @@ class MoaiKVManager(CommonKVManager):
     def _released(self, event: Released) -> None:
         with self._lock:
             room = self._rooms.pop(event.offer, None)
-            outgoing = self.outgoing.get(room)
-            if outgoing is None or outgoing.number != event.offer:
+            outgoing = None if room is None else self.outgoing.get(room)
+            if room is None or outgoing is None or outgoing.number != event.offer:
                 return
             outgoing.is_offered = False
             wanted = len(self.transfer_infos.get(room, {}))

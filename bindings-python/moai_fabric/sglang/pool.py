@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -92,18 +93,13 @@ class Pool:
         found: dict[str, Part] = {}
         for name, (heads, dim) in shapes.items():
             for layer, tensor in zip(self.layers, self._by_part[name]):
-                part = probe.probe(
-                    name,
-                    tensor,
-                    self.pages,
-                    (self.page_size, heads, dim),
-                    lambda page, rows, layer=layer, name=name: self._store(layer, name, page, rows, shapes),
-                )
+                store = partial(self._store, shapes, layer, name)
+                part = probe.probe(name, tensor, self.pages, (self.page_size, heads, dim), store)
                 if found.setdefault(name, part) != part:
                     raise Unexplained(f"{name}: layer {layer} lies as {part}, layer {self.layers[0]} as {found[name]}")
         return tuple(found.values())
 
-    def _store(self, layer: int, name: str, page: int, rows: torch.Tensor, shapes: dict[str, tuple[int, int]]) -> None:
+    def _store(self, shapes: dict[str, tuple[int, int]], layer: int, name: str, page: int, rows: torch.Tensor) -> None:
         """Writes rows of one component into a page as a layer does it, and zeros for the other."""
         slots = torch.arange(page * self.page_size, (page + 1) * self.page_size, device=rows.device)
         given = [

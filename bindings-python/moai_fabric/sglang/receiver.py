@@ -29,7 +29,7 @@ class MoaiKVReceiver(CommonKVReceiver):
         if decode_prefix_len:
             self._fail(f"{decode_prefix_len} tokens of the request are cached here; the backend moai moves whole requests")
             return
-        if self.bootstrap_infos is not None:
+        if self.bootstrap_infos is not None and aux_index is not None:
             pages = [int(page) for page in kv_indices]
             self.kv_mgr.open_target(Target(self.bootstrap_room, self.bootstrap_addr, pages, aux_index, self.bootstrap_infos))
         super().send_metadata(kv_indices, aux_index, state_indices, decode_prefix_len, destination, device_kv_indices)

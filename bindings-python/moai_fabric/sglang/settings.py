@@ -39,7 +39,7 @@ class Settings:
         if host in self.peers:
             return True
         try:
-            found = {info[4][0] for info in socket.getaddrinfo(host, None)}
+            found = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
         except OSError:
             return False
         return bool(found) and all(self._allows_address(address) for address in found)
