@@ -37,6 +37,7 @@ page! {
     Provider "provider.md"
     Nixl "nixl.md"
     Directory "directory.md"
+    Sglang "sglang.md"
     Metrics "metrics.md"
     Security "security.md"
     CommandLine "command-line.md"
