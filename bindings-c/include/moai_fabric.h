@@ -328,7 +328,7 @@ typedef struct moai_engine moai_engine;
 typedef struct moai_engine_options {
     uint32_t size;
     uint32_t version;
-    const char *name;       /* 1 to 64 letters, digits, '.', '_' and '-', the same in all processes of the engine */
+    const char *name;       /* 1 to 96 letters, digits, '.', '_' and '-', the same in all processes of the engine */
     uint32_t node;          /* number of this process in the engine */
     uint32_t produces;      /* 1 if it offers */
     uint32_t consumes;      /* 1 if it pulls; one of the two at least */
