@@ -6,6 +6,7 @@ freed when it is through, and requests can be added, watched and aborted while o
 
 import hashlib
 import json
+import multiprocessing
 import os
 import select
 import signal
@@ -128,7 +129,8 @@ class Engine:
 
 def _serve(its: socket.socket, log: str, options: dict, environment: dict) -> None:
     os.environ.update({key: str(value) for key, value in environment.items()})
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    # Workers write into it too.
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)
 
@@ -151,7 +153,10 @@ def _serve(its: socket.socket, log: str, options: dict, environment: dict) -> No
 def _run(its: socket.socket, say, options: dict) -> None:
     start = time.monotonic()
     from vllm import LLM
+    from vllm.v1.executor import multiproc_executor
 
+    # Workers of this engine are forked too: vLLM is imported already, and on the CPU nothing else forbids it.
+    multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
     defaults = dict(
         skip_tokenizer_init=True,
         load_format="auto",

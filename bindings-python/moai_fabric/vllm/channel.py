@@ -19,7 +19,8 @@ import zmq
 from . import handles
 from .handles import HandleError
 
-logger = logging.getLogger(__name__)
+# Under the name that vLLM shows.
+logger = logging.getLogger(f"vllm.{__name__}")
 
 VERSION = 1
 MAX_BYTES = 64 << 10

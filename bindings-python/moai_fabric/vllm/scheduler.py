@@ -18,7 +18,8 @@ from .paging import Group
 from .params import ParamsError, Remote
 from .settings import Settings
 
-logger = logging.getLogger(__name__)
+# Under the name that vLLM shows.
+logger = logging.getLogger(f"vllm.{__name__}")
 
 # The handle's expiry is a hint for handles that nobody remembers: the lease decides, and heartbeats extend it.
 HANDLE_SECONDS = 24 * 3600

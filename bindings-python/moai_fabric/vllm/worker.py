@@ -18,11 +18,12 @@ from .channel import Asker, FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS
 from .describe import Model, Piece
 from .memory import Fence, Memory
 from .messages import MoaiHandshake, MoaiMetadata, MoaiWorkerMetadata, OfferOrder, PullOrder
-from .node import Ended, Node, NodeError, Released
+from .node import Ended, Fenced, Node, NodeError, Released
 from .settings import Settings
 from .stats import MoaiStats
 
-logger = logging.getLogger(__name__)
+# Under the name that vLLM shows.
+logger = logging.getLogger(f"vllm.{__name__}")
 
 # How long a step without tokens waits for something to happen, instead of turning in circles.
 IDLE_SECONDS = 0.001
@@ -278,6 +279,7 @@ class Worker:
         for request, pulling in list(self._pulls.items()):
             if pulling.ended and pulling.free and (pulling.fence is None or pulling.fence.passed()):
                 del self._pulls[request]
+                self._by_transfer.pop(pulling.transfer, None)
                 results.finished_recving.add(request)
                 if pulling.reason is not None:
                     results.failed_recving.add(request)
@@ -313,7 +315,7 @@ class Worker:
             self._fail(pulling, error.reason, str(error), free=True)
 
     def _met(self, engine: str, found, why: str | None) -> None:
-        peer = self._peers[engine]
+        peer = self._peers.setdefault(engine, Peer())
         peer.asked = False
         if why is None:
             epoch, nodes = found
@@ -359,8 +361,10 @@ class Worker:
                     self._fail(pulling, event.reason, event.why)
             # Pages that may still be written to are nobody's: the request waits for the fence.
             pulling.free = event.fenced
-            if pulling.free:
-                del self._by_transfer[event.transfer]
+        elif isinstance(event, Fenced):
+            pulling = self._pulls.get(self._by_transfer.get(event.transfer, ""))
+            if pulling is not None:
+                pulling.free = True
 
     def _fail(self, pulling: Pulling, reason: str, why: str, free: bool = False) -> None:
         pulling.ended, pulling.reason, pulling.why, pulling.free = True, reason, why, free
