@@ -24,6 +24,8 @@ def said(result: dict) -> str:
         text = f"{right}, rows equal"
     elif result["must"] == "noise":
         text = f"divergence {_mean(result.get('divergence'))}, of the formats {_mean(result.get('noise'))}"
+        if "margin" in result:
+            text += f", zeros at least {result['margin']:.0f} times ours"
     elif result["difference"] == 0 and result["right"] == result["of"]:
         text = f"{right}, logprobs equal"
     else:

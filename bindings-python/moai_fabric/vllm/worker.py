@@ -373,6 +373,7 @@ class Worker:
         if reason == "cancelled":
             return
         self.stats.failed(reason)
+        why = "; ".join(line.strip() for line in why.splitlines() if line.strip())
         engine = pulling.order.remote.handle.engine if pulling.order.remote else "?"
         logger.error(
             "MoaiConnector: the cache of request %s did not come from engine %s (%s): %s; policy %s",
