@@ -16,7 +16,6 @@ from . import handles, settings
 from .messages import MoaiHandshake, MoaiMetadata
 from .scheduler import Scheduler
 from .stats import MoaiPromMetrics, MoaiStats
-from .worker import Worker
 
 
 class MoaiConnector(KVConnectorBase_V1, SupportsHMA):
@@ -33,6 +32,9 @@ class MoaiConnector(KVConnectorBase_V1, SupportsHMA):
         if role is KVConnectorRole.SCHEDULER:
             self._scheduler = Scheduler(vllm_config, known, kv_cache_config)
         else:
+            # Loads the fabric's library, which a process that forks workers has no use for.
+            from .worker import Worker
+
             self._worker = Worker(vllm_config, known, kv_cache_config)
 
     # Scheduler's process
