@@ -58,6 +58,14 @@ PAIRS = [
         within=2e-5,
     ),
     Pair(
+        "pp2-pp1",
+        ("pp",),
+        "PP 2 page 32 → PP 1 page 128",
+        p={"pipeline_parallel_size": 2, "block_size": 32},
+        d={"block_size": 128},
+        ways=("tcp", "nixl"),
+    ),
+    Pair(
         "window-p32-d32",
         ("window",),
         "sliding window groups, page 32 → 32",

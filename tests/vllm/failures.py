@@ -13,8 +13,8 @@ MODEL = "llama-kv4"
 MAX_TOKENS = 24
 LENGTHS = [130, 150, 170, 210, 900]
 P_OPTIONS, D_OPTIONS = {"block_size": 32}, {"block_size": 128}
-# Of the long prompt, 900 tokens of 4 KiB, this takes seconds.
-SLOW = {"MOAI_MAX_RATE": "1000000"}
+# The limit is on the mean since the engine's start: what is left of the long prompt, 900 tokens of 4 KiB, takes many seconds.
+SLOW = {"MOAI_MAX_RATE": "100000"}
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Bench:
 
     def must_fail(self, d, said: dict, length: int, reason: str) -> str:
         """The request ended as the policy says, and metric and log say why."""
-        samples = d.ask("metrics", prefix="vllm:moai").get("samples", {})
+        samples = d.ask("metrics", prefix="vllm:moai_num").get("samples", {})
         counted = samples.get(f'vllm:moai_num_failed_transfers_total{{"reason": "{reason}"}}', 0)
         self.check(f"one failed transfer is counted as {reason} ({samples})", counted == 1)
         if self.policy == "fail":

@@ -71,7 +71,7 @@ class Fleet:
             **(environment or {}),
         }
         options["model"] = str(HOME / "models" / model)
-        if options.get("tensor_parallel_size", 1) > 1:
+        if options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1) > 1:
             options["distributed_executor_backend"] = "mp"
         if transfer:
             options["kv_transfer_config"] = transfer
