@@ -28,6 +28,8 @@ const BELOW: &[(&str, &[&str])] = &[
         ],
     ),
     ("moai", &["moai-fabric"]),
+    // Registers an engine's tensors, which are memory.
+    ("moai-vllm", &["moai-fabric", "moai-memory"]),
     // Models of lock-free structures.
     ("moai-loom", &["moai-transport"]),
     // Sees every layer: it measures each by itself.
@@ -54,11 +56,13 @@ const UNSAFE: &[&str] = &[
     "moai-transport",
     "moai-transport-tcp",
     "moai-transport-shm",
+    "moai-vllm",
 ];
 
 /// Of those, crates whose `unsafe` is in one module: denied at the root, and allowed in that file alone.
 const UNSAFE_IN_ONE_MODULE: &[(&str, &str)] = &[
     ("moai-perf", "bounds/process_vm.rs"),
+    ("moai-vllm", "boundary.rs"),
     ("moai-transport", "sync/mod.rs"),
 ];
 

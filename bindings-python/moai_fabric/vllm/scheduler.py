@@ -46,7 +46,7 @@ class Scheduler:
         self._leases: queue.SimpleQueue = queue.SimpleQueue()
         # Consumer: what new requests name, and pulls that are on.
         self._remotes: dict[str, Remote | str] = {}
-        self._pulling: set[str] = set()
+        self._pulling: dict[str, Remote | str] = {}
         self._next = MoaiMetadata()
 
     def bind(self, manager) -> None:
@@ -114,7 +114,7 @@ class Scheduler:
         problem = remote if isinstance(remote, str) else None
         if problem is None and remote.handle.tokens != tokens:
             problem = f"the handle is of {remote.handle.tokens + 1} tokens, and the prompt has {tokens + 1}: the prompts differ"
-        self._pulling.add(request.request_id)
+        self._pulling[request.request_id] = remote
         self._next.pulls.append(
             PullOrder(
                 request=request.request_id,
@@ -140,6 +140,7 @@ class Scheduler:
             self._unneeded(name, self._remotes.pop(name))
         if name in self._pulling:
             self._next.cancels.append(name)
+            self._unneeded(name, self._pulling.pop(name))
         number, answer = self._offered.pop(name, (None, None))
         if number is None:
             return False, None
@@ -201,7 +202,10 @@ class Scheduler:
     def done(self, output) -> None:
         """Takes what the workers say after a step."""
         for name in output.finished_recving or ():
-            self._pulling.discard(name)
+            remote = self._pulling.pop(name, None)
+            if remote is not None and name in output.failed_recving:
+                # It is computed here, or has ended: nobody pulls it any more.
+                self._unneeded(name, remote)
             self._waiting.remove(name)
         released = output.kv_connector_worker_meta.released if output.kv_connector_worker_meta else {}
         for number, count in released.items():
