@@ -161,10 +161,10 @@ def nodes_of(answer: dict[str, Any], engine: str) -> tuple[int, list[tuple[int, 
     nodes = answer.get("nodes")
     if not isinstance(nodes, list) or not 1 <= len(nodes) <= MAX_NODES or not number(answer.get("epoch"), 2**64 - 1):
         raise ChannelError(f"its description has no epoch, or not 1 to {MAX_NODES} nodes")
-    found = []
+    found: list[tuple[int, list[int], list[str]]] = []
     for node in nodes:
-        ranks = node.get("ranks") if isinstance(node, dict) else None
-        addresses = node.get("addresses") if isinstance(node, dict) else None
+        ranks: Any = node.get("ranks") if isinstance(node, dict) else None
+        addresses: Any = node.get("addresses") if isinstance(node, dict) else None
         fits = (
             isinstance(ranks, list)
             and 1 <= len(ranks) <= MAX_NODES
@@ -185,7 +185,7 @@ class Asker:
 
     THREADS = 4
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._work: queue.SimpleQueue = queue.SimpleQueue()
         self._found: queue.SimpleQueue = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []

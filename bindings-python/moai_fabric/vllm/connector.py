@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
@@ -17,25 +17,31 @@ from .messages import MoaiHandshake, MoaiMetadata
 from .scheduler import Scheduler
 from .stats import MoaiPromMetrics, MoaiStats
 
+if TYPE_CHECKING:
+    from .worker import Worker
+
 
 class MoaiConnector(KVConnectorBase_V1, SupportsHMA):
     """Moves the caches of requests between engines that may be unlike. The two halves are in `scheduler` and `worker`."""
 
     _cache_hit_source = CacheHitSource.P2P
+    # One of them is there, by role.
+    _scheduler: Scheduler
+    _worker: Worker
 
     def __init__(self, vllm_config, role: KVConnectorRole, kv_cache_config):
         super().__init__(vllm_config, role, kv_cache_config)
         transfer = vllm_config.kv_transfer_config
         handles.check_engine_name(transfer.engine_id)
         known = settings.parse(transfer.kv_connector_extra_config, vllm_config.parallel_config.data_parallel_index)
-        self._scheduler = self._worker = None
+        self._half: Scheduler | Worker
         if role is KVConnectorRole.SCHEDULER:
-            self._scheduler = Scheduler(vllm_config, known, kv_cache_config)
+            self._half = self._scheduler = Scheduler(vllm_config, known, kv_cache_config)
         else:
             # Loads the fabric's library, which a process that forks workers has no use for.
             from .worker import Worker
 
-            self._worker = Worker(vllm_config, known, kv_cache_config)
+            self._half = self._worker = Worker(vllm_config, known, kv_cache_config)
 
     # Scheduler's process
 
@@ -103,12 +109,10 @@ class MoaiConnector(KVConnectorBase_V1, SupportsHMA):
     # Both
 
     def shutdown(self) -> None:
-        for half in (self._scheduler, self._worker):
-            if half is not None:
-                half.close()
+        self._half.close()
 
     def get_kv_connector_stats(self) -> MoaiStats | None:
-        return self._worker.stats.take() if self._worker is not None else None
+        return self._worker.stats.take() if self.role is KVConnectorRole.WORKER else None
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> MoaiStats:

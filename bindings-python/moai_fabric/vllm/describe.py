@@ -93,7 +93,7 @@ def description(model: Model, pieces: list[Piece]) -> dict[str, Any]:
             for group in groups
         ]
     for name, part in first.parts.items():
-        of = {"element": first.element}
+        of: dict[str, Any] = {"element": first.element}
         scales = {layer: scale for piece in pieces for layer, scale in piece.scales.get(name, {}).items()}
         if scales:
             of["scale"] = {"granularity": "tensor", "values": [scales[layer] for layer in sorted(numbers)]}

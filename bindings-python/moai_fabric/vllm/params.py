@@ -36,12 +36,12 @@ class Remote:
 
 def wants_prefill(params: Mapping[str, Any] | None) -> bool:
     """Whether a request's cache is to come from another engine."""
-    return bool(params) and bool(params.get("do_remote_prefill"))
+    return params is not None and bool(params.get("do_remote_prefill"))
 
 
 def wants_decode(params: Mapping[str, Any] | None) -> bool:
     """Whether a request's cache is to be kept for another engine."""
-    return bool(params) and bool(params.get("do_remote_decode"))
+    return params is not None and bool(params.get("do_remote_decode"))
 
 
 def remote(params: Mapping[str, Any], peers: tuple[str, ...] | None = None) -> Remote:
@@ -50,8 +50,8 @@ def remote(params: Mapping[str, Any], peers: tuple[str, ...] | None = None) -> R
     Raises `ParamsError` for whatever is missing or wrong, and for a side channel that is not among the allowed peers.
     """
     if HANDLE not in params:
-        found = ", ".join(sorted(str(key) for key in params)) or "nothing"
-        raise ParamsError(f"{HANDLE} is missing (given: {found}): the prefill engine must use MoaiConnector too")
+        given = ", ".join(sorted(str(key) for key in params))[:300] or "nothing"
+        raise ParamsError(f"{HANDLE} is missing (given: {given}): the prefill engine must use MoaiConnector too")
     text, host, port = params[HANDLE], params.get("remote_host"), params.get("remote_port")
     try:
         handle = handles.read(text)

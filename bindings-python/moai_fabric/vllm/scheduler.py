@@ -33,10 +33,11 @@ class Scheduler:
         self._settings = settings
         self._transferred = cache_config.transfer_group_ids
         self._workers = 0
-        self._handshake: MoaiHandshake | None = None
+        # Of the first worker, from `meet` on: requests come after it.
+        self._handshake: MoaiHandshake
         self._listener: Listener | None = None
         self._waiting = Waiting(settings.heartbeat_interval)
-        self._manager = None
+        self._manager: Any
         # Producer: requests to be offered, what was offered, and the blocks that are kept for it.
         self._producing: dict[str, Any] = {}
         self._offered: dict[str, tuple[int, dict[str, Any]]] = {}
@@ -70,7 +71,6 @@ class Scheduler:
 
     @property
     def _groups(self) -> tuple[Group, ...]:
-        assert self._handshake is not None, "requests come after the handshake of the workers"
         return self._handshake.groups
 
     def _pages(self, tables: tuple[list[int], ...], tokens: int) -> tuple[tuple[int, ...], ...]:
@@ -111,14 +111,14 @@ class Scheduler:
             self._unneeded(request.request_id, remote)
             return
         tokens = request.num_prompt_tokens - 1
-        problem = remote if isinstance(remote, str) else None
-        if problem is None and remote.handle.tokens != tokens:
-            problem = f"the handle is of {remote.handle.tokens + 1} tokens, and the prompt has {tokens + 1}: the prompts differ"
+        problem, source = (remote, None) if isinstance(remote, str) else (None, remote)
+        if source is not None and source.handle.tokens != tokens:
+            problem = f"the handle is of {source.handle.tokens + 1} tokens, and the prompt has {tokens + 1}: the prompts differ"
         self._pulling[request.request_id] = remote
         self._next.pulls.append(
             PullOrder(
                 request=request.request_id,
-                remote=None if problem else remote,
+                remote=None if problem else source,
                 tokens=tokens,
                 first=tokens - external,
                 pages=self._pages(blocks.get_block_ids(), tokens),
@@ -174,7 +174,7 @@ class Scheduler:
         if tokens == 0 or request.request_id in self._offered:
             return
         blocks = self._manager.get_blocks(request.request_id).blocks
-        pages = self._pages([[block.block_id for block in group] for group in blocks], tokens)
+        pages = self._pages(tuple([block.block_id for block in group] for group in blocks), tokens)
         kept = []
         for group, at in zip(self._groups, self._transferred):
             where = group.blocks(blocks[at], tokens)

@@ -92,7 +92,7 @@ def parse(extra: Mapping[str, Any], data_parallel_index: int = 0, environment: M
         if key not in known:
             why = ELSEWHERE.get(key, f"known keys: {', '.join(sorted(known))}")
             raise SettingsError(f"kv_connector_extra_config.{key} is not known to MoaiConnector: {why}")
-    values = {}
+    values: dict[str, Any] = {}
     host = extra.get("side_channel_host", environment.get("VLLM_NIXL_SIDE_CHANNEL_HOST", "localhost"))
     values["side_channel_host"] = _host(host)
     port = _port(extra.get("side_channel_port", environment.get("VLLM_NIXL_SIDE_CHANNEL_PORT", "5600")))

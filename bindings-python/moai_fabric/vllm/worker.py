@@ -75,8 +75,10 @@ class Worker:
         self._policy = transfer.kv_load_failure_policy
         self._produces, self._consumes = transfer.is_kv_producer, transfer.is_kv_consumer
         self._engine = transfer.engine_id
-        self._node: Node | None = None
-        self._memory: Memory | None = None
+        # From `register` on: nothing is asked before.
+        self._node: Node
+        self._memory: Memory
+        self._page_groups: list[int]
         self._handshake: MoaiHandshake | None = None
         self._asker = Asker()
         self._peers: dict[str, Peer] = {}
@@ -279,7 +281,8 @@ class Worker:
         for request, pulling in list(self._pulls.items()):
             if pulling.ended and pulling.free and (pulling.fence is None or pulling.fence.passed()):
                 del self._pulls[request]
-                self._by_transfer.pop(pulling.transfer, None)
+                if pulling.transfer is not None:
+                    self._by_transfer.pop(pulling.transfer, None)
                 results.finished_recving.add(request)
                 if pulling.reason is not None:
                     results.failed_recving.add(request)
@@ -289,10 +292,10 @@ class Worker:
 
     def _pull(self, pulling: Pulling) -> None:
         order = pulling.order
-        if order.problem is not None:
-            self._fail(pulling, "params", order.problem, free=True)
-            return
         remote = order.remote
+        if remote is None:
+            self._fail(pulling, "params", order.problem or "nothing says where it is", free=True)
+            return
         peer = self._peers.setdefault(remote.handle.engine, Peer())
         now = time.monotonic()
         if now - pulling.started > self._settings.pull_deadline:
@@ -403,9 +406,9 @@ class Worker:
 
     def close(self) -> None:
         self._asker.close()
-        if self._node is not None:
+        if self._handshake is not None:
+            self._handshake = None
             self._node.close()
-            self._node = None
 
 
 def _version() -> str:
@@ -423,7 +426,7 @@ def _gather(mine) -> list:
     for group in (get_tp_group(), get_pp_group()):
         if group.world_size == 1:
             continue
-        rooms = [None] * group.world_size
+        rooms: list = [None] * group.world_size
         torch.distributed.all_gather_object(rooms, gathered, group=group.cpu_group)
         gathered = [one for room in rooms for one in room]
     return gathered
