@@ -205,6 +205,19 @@ const MAX_SPIN_MICROS: u64 = 1_000_000;
 /// Prefix of all variables.
 const PREFIX: &str = "MOAI_";
 
+/// What the environment says a variable is, if it says anything: of [`Config::variables`], which tell what it comes to.
+#[must_use]
+pub fn variable(name: &str) -> Option<String> {
+    let value = std::env::var_os(name)?;
+    Some(value.to_string_lossy().into_owned())
+}
+
+/// What to log, by `MOAI_LOG`.
+#[must_use]
+pub fn log_filter() -> String {
+    variable("MOAI_LOG").unwrap_or_else(|| "warn".into())
+}
+
 /// Test batteries also read these.
 const TESTS_ONLY: [&str; 1] = ["MOAI_CASES"];
 
