@@ -1,8 +1,9 @@
 """The bytes that are moved: the pool itself where the fabric reaches it, or a mirror of it in host memory.
 
-On the CPU nothing is between the pool and the fabric. A pool on a device goes through a mirror in pinned host memory: pages are copied out before they
-are offered, and in after they are pulled, on a stream of their own, ordered by events behind what the model runs. That part follows
-torch's stream interface and is exercised on the CPU, where streams do nothing; it is untested on such hardware.
+On the CPU nothing is between the pool and the fabric, unless layers share bytes, as those of hybrid groups do. Such a pool, and one on a device, goes through
+mirrors in host memory, one for each layer: pages are copied out before they are offered, and in after they are pulled; of a device on a stream of its own,
+ordered by events behind what the model runs. Streams follow torch's interface and are exercised on the CPU, where they do nothing; that
+part is untested on such hardware.
 """
 
 from __future__ import annotations
@@ -41,14 +42,13 @@ class Memory:
         self._caches = caches
         self._device = caches[0].device
         on_host = self._device.type == "cpu"
-        if staging == "never" and not on_host:
-            raise ValueError(
-                f"kv_connector_extra_config.staging: 'never', but the pool is on {self._device}, which this build of the fabric does not "
-                "reach: leave it 'auto'"
-            )
+        shared = overlap([_span(cache) for cache in caches])
+        if staging == "never" and (shared or not on_host):
+            why = "layers share its bytes, and a byte of the fabric belongs to one region" if on_host else f"it is on {self._device}"
+            raise ValueError(f"kv_connector_extra_config.staging: 'never', but the pool cannot be registered as it is: {why}; leave it 'auto'")
         self._stream = None if on_host else torch.Stream(device=self._device)
         self._mirrors = None
-        if staging == "always" or not on_host:
+        if staging == "always" or shared or not on_host:
             self._mirrors = [self._mirror(cache) for cache in caches]
 
     def _mirror(self, cache: torch.Tensor) -> torch.Tensor:
@@ -65,11 +65,7 @@ class Memory:
 
     def spans(self) -> list[Span]:
         """What the fabric reads and writes, by layer."""
-        found = []
-        for tensor in self._mirrors or self._caches:
-            last = sum((count - 1) * stride for count, stride in zip(tensor.shape, tensor.stride()))
-            found.append(Span(tensor.data_ptr(), (last + 1) * tensor.element_size()))
-        return found
+        return [_span(tensor) for tensor in self._mirrors or self._caches]
 
     def fence(self) -> Fence:
         """Behind all that the model has launched."""
@@ -94,6 +90,17 @@ class Memory:
                 for start, end in runs(pages):
                     target[start:end].copy_(source[start:end], non_blocking=True)
         return Fence(self._stream)
+
+
+def _span(tensor: torch.Tensor) -> Span:
+    last = sum((count - 1) * stride for count, stride in zip(tensor.shape, tensor.stride()))
+    return Span(tensor.data_ptr(), (last + 1) * tensor.element_size())
+
+
+def overlap(spans: list[Span]) -> bool:
+    """Whether two layers have bytes in common, as those of hybrid groups have, which take turns with blocks, and interleaved ones."""
+    ordered = sorted(spans, key=lambda span: span.address)
+    return any(first.address + first.bytes > second.address for first, second in zip(ordered, ordered[1:]))
 
 
 def runs(pages: list[int]) -> list[tuple[int, int]]:
