@@ -35,6 +35,7 @@ page! {
     Transport "transport.md"
     Directory "directory.md"
     Metrics "metrics.md"
+    FromC "c.md"
     Security "security.md"
     CommandLine "command-line.md"
     Configuration "configuration.md"
