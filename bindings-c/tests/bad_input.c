@@ -526,7 +526,12 @@ static void engines(void) {
     moai_region_free(regions[0]);
     void *pointer;
     REFUSED(moai_region_pointer(regions[0], &pointer), MOAI_HANDLE, "region");
+    /* Freeing ends waits as closing does. */
+    pthread_create(&thread, NULL, poll_for_ever, second);
+    usleep(20000);
     moai_engine_free(second);
+    pthread_join(thread, &ended);
+    IS((moai_status)(intptr_t)ended == MOAI_OVER || (moai_status)(intptr_t)ended == MOAI_HANDLE);
     moai_engine_free(engine);
     REFUSED(moai_engine_stats(engine, &json), MOAI_HANDLE, "engine");
     moai_region_free(regions[1]);
