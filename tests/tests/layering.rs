@@ -22,7 +22,7 @@ const BELOW: &[(&str, &[&str])] = &[
             "moai-transport",
             "moai-transport-shm",
             "moai-transport-tcp",
-            "moai-transport-shm",
+            "moai-transport-plugin",
             "moai-translate",
             "moai-collectives",
         ],
@@ -48,7 +48,7 @@ const BELOW: &[(&str, &[&str])] = &[
 ];
 
 /// The only crates that may use `unsafe`: mappings, vector loops, lock-free structures, what providers give to the
-/// system, the bare system calls that they are held against, and what callers in C give.
+/// system or to a plug-in, the bare system calls that they are held against, and what callers in C give.
 const UNSAFE: &[&str] = &[
     "moai-c",
     "moai-memory",
@@ -57,6 +57,7 @@ const UNSAFE: &[&str] = &[
     "moai-transport",
     "moai-transport-tcp",
     "moai-transport-shm",
+    "moai-transport-plugin",
 ];
 
 /// Of those, crates whose `unsafe` is in one module: denied at the root, and allowed in that file alone.

@@ -1,0 +1,247 @@
+"""Real SGLang servers, prefill and decode apart, held against one server that does both.
+
+Usage: battery.py HOME [PART…]. Parts: pages, tp; both by default. HOME has `models/`; results go to HOME/results.
+Prompts are token numbers, tokens are taken greedily, and in one number format the disaggregated answer must be the single server's,
+token for token and logprob for logprob. Exits with 1 if something that must hold does not.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import threading
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from servers import HOST, ROOMS, Server, ServerError, disaggregated
+
+LENGTHS = (5, 16, 17, 64, 70, 130, 300)
+TOKENS = 24
+# A request whose prefill server is dead must have ended by then.
+ERROR_SECONDS = 60
+PORTS = iter(range(31100, 31900, 10))
+
+
+def prompt(length: int) -> list[int]:
+    """The same on every run, and unlike for each length."""
+    return [(at * 37 + 11 + length * 101) % 1000 + 3 for at in range(length)]
+
+
+class Battery:
+    """Servers, and what was seen of them."""
+
+    def __init__(self, home: Path):
+        self.home, self.rows, self.running = home, [], []
+        self.results = home / "results"
+        self.results.mkdir(exist_ok=True)
+        self.fault_file = self.results / "fault"
+        self.fault("")
+
+    def fault(self, name: str) -> None:
+        """What goes wrong from now on in servers that were given faults."""
+        self.fault_file.write_text(name)
+
+    def server(self, name: str, role: str = "", model: str = "llama-kv4", page: int = 16, **more) -> Server:
+        """Launches one."""
+        environment = {"BATTERY_FAULT": str(self.fault_file)} if role == "decode" else {}
+        environment |= more.pop("environment", {})
+        port = more.pop("port", None) or next(PORTS)
+        bootstrap = more.pop("bootstrap", 0) or port + 1
+        log = self.results / f"{name}.log"
+        server = Server(role, self.home / "models" / model, port, log, page, bootstrap=bootstrap, environment=environment, **more)
+        server.start()
+        self.running.append(server)
+        return server
+
+    def stop(self, *servers: Server) -> None:
+        """Kills some, or all."""
+        for server in servers or list(self.running):
+            server.kill()
+            self.running.remove(server)
+
+    def row(self, case: str, expected: str, seen: str, holds: bool) -> None:
+        """A line of the table."""
+        self.rows.append({"case": case, "expected": expected, "seen": seen, "holds": holds})
+        print(f"{'ok  ' if holds else 'FAIL'} {case}: {seen} (expected: {expected})", flush=True)
+
+    # Checks
+
+    def parity(self, case: str, baseline: Server, prefill: Server, decode: Server, lengths=LENGTHS) -> None:
+        """Tokens and logprobs equal the single server's, and no page stays behind."""
+        before = [settled(server) for server in (prefill, decode)]
+        exact, worst, problems = 0, 0.0, []
+        for length in lengths:
+            wanted = baseline.generate(prompt(length), TOKENS)
+            _, answer = disaggregated(prefill, decode, prompt(length), TOKENS)
+            if "error" in answer:
+                problems.append(answer["error"][:300])
+                continue
+            exact += answer["tokens"] == wanted["tokens"]
+            worst = max([worst, *(abs(a - b) for a, b in zip(answer["logprobs"], wanted["logprobs"]))])
+        after = [settled(server) for server in (prefill, decode)]
+        seen = f"{exact} of {len(lengths)} exact, logprobs within {worst:g}, slots in use {before} before and {after} after"
+        holds = exact == len(lengths) and worst == 0 and before == after
+        self.row(case, "all exact, no slot left", "; ".join([seen, *problems]), holds)
+
+    def zeroed(self, baseline: Server, prefill: Server, decode: Server) -> None:
+        """The control: tokens depend on what is moved."""
+        self.fault("zero")
+        same = 0
+        lengths = [length for length in LENGTHS if length >= 64]
+        for length in lengths:
+            wanted = baseline.generate(prompt(length), TOKENS)
+            _, answer = disaggregated(prefill, decode, prompt(length), TOKENS)
+            same += answer.get("tokens") == wanted["tokens"]
+        self.fault("")
+        self.row("control: pulled pages overwritten with zeros", "none exact", f"{same} of {len(lengths)} exact", same == 0)
+
+    def fails(self, case: str, prefill: Server, decode: Server, words: list[str], bootstrap: dict | None = None) -> None:
+        """A request ends with an error that says why, in time."""
+        start = time.monotonic()
+        if bootstrap is None:
+            _, answer = disaggregated(prefill, decode, prompt(70), TOKENS)
+        else:
+            answer = decode.generate(prompt(70), TOKENS, **bootstrap)
+        took = time.monotonic() - start
+        error = answer.get("error", f"an answer: {answer.get('tokens')}")
+        holds = "error" in answer and all(word in error or decode.says(word) for word in words) and took < ERROR_SECONDS
+        self.row(case, f"an error within {ERROR_SECONDS} s that says {', '.join(words) or 'why'}", f"after {took:.0f} s: {error[:400]}", holds)
+
+    # Parts
+
+    def pages(self) -> None:
+        """Like and unlike page sizes, every pair of four servers; then the control and the faults on the same servers."""
+        baseline = self.server("baseline")
+        prefills = {page: self.server(f"prefill-p{page}", "prefill", page=page) for page in (16, 64)}
+        decodes = {page: self.server(f"decode-p{page}", "decode", page=page) for page in (16, 64)}
+        for server in self.running:
+            server.wait()
+        for source, prefill in prefills.items():
+            for target, decode in decodes.items():
+                self.parity(f"page {source} → {target}, bf16", baseline, prefill, decode)
+        self.zeroed(baseline, prefills[16], decodes[64])
+        self.faults(baseline, prefills, decodes)
+        self.stop()
+
+    def faults(self, baseline: Server, prefills: dict[int, Server], decodes: dict[int, Server]) -> None:
+        """Servers die, and the others go on."""
+        prefill, decode = prefills[64], decodes[16]
+        before = settled(decode)
+        self.fault("slow")
+        threading.Timer(2.5, prefill.kill).start()
+        self.fails("page 64 → 16, prefill server killed before the pull", prefill, decode, [])
+        self.fault("")
+        self.running.remove(prefill)
+        self.parity("the same decode server, from the other prefill server", baseline, prefills[16], decode, (70, 300))
+        # Nobody computes this one: the decode server waits for a server that dies while it waits.
+        again = self.server("prefill-p64-again", "prefill", page=64, port=prefill.port, bootstrap=prefill.bootstrap).wait()
+        self.parity("page 64 → 16, prefill server started again at its place", baseline, again, decode, (70, 300))
+        threading.Timer(3, again.kill).start()
+        bootstrap = {"bootstrap_host": HOST, "bootstrap_port": again.bootstrap, "bootstrap_room": next(ROOMS)}
+        self.fails("prefill server killed before it computes", again, decode, [], bootstrap)
+        self.running.remove(again)
+        after = settled(decode)
+        self.row("slots of the decode server after these", f"{before}", f"{after}", before == after)
+        # The client gives up.
+        before = [settled(prefills[16]), settled(decode)]
+        bootstrap = {"bootstrap_host": HOST, "bootstrap_port": prefills[16].bootstrap, "bootstrap_room": next(ROOMS)}
+        self.fault("slow")
+        threading.Timer(1, lambda: prefills[16].generate(prompt(70), TOKENS, **bootstrap)).start()
+        threading.Timer(3, lambda: decode.abort("given up")).start()
+        self.fails("a request that is aborted while it is moved", prefills[16], decode, [], {**bootstrap, "rid": "given up"})
+        self.fault("")
+        self.parity("page 16 → 16 after it", baseline, prefills[16], decode, (70, 300))
+        after = [settled(prefills[16]), settled(decode)]
+        self.row("slots of both servers after it", f"{before}", f"{after}", before == after)
+        # The consumer dies.
+        prefill, doomed = prefills[16], decodes[64]
+        before = settled(prefill)
+        self.fault("slow")
+        threading.Timer(2.5, doomed.kill).start()
+        self.fails("page 16 → 64, decode server killed before the pull", prefill, doomed, [])
+        self.fault("")
+        self.running.remove(doomed)
+        self.parity("the same prefill server, to the other decode server", baseline, prefill, decode, (70, 300))
+        after = settled(prefill, 90)
+        self.row("slots of the prefill server after that", f"{before}", f"{after}", before == after)
+        # Pairs that cannot be joined, and servers that must not be talked to.
+        other = self.server("prefill-kv2", "prefill", model="llama-kv2").wait()
+        self.fails("a model of 2 KV heads → one of 4", other, decode, ["heads"])
+        self.stop(other)
+        named = {"bootstrap_host": "192.0.2.1", "bootstrap_port": 9, "bootstrap_room": next(ROOMS)}
+        self.fails("a request that names a host that is not allowed", prefill, decode, ["SGLANG_MOAI_PEERS"], named)
+        self.parity("page 16 → 16 after all that", baseline, prefill, decode, (70, 300))
+
+    def tp(self) -> None:
+        """Tensor parallel sizes that differ, in float32, where the sum over ranks comes out the same."""
+        baseline = self.server("baseline-f32", dtype="float32")
+        two = self.server("prefill-tp2", "prefill", dtype="float32", tp=2)
+        one = self.server("decode-tp1", "decode", dtype="float32", page=64)
+        for server in self.running:
+            server.wait()
+        self.tokens("tp 2 page 16 → tp 1 page 64, f32", baseline, two, one)
+        self.stop(two, one)
+        one = self.server("prefill-tp1", "prefill", dtype="float32", page=64)
+        two = self.server("decode-tp2", "decode", dtype="float32")
+        one.wait(), two.wait()
+        self.tokens("tp 1 page 64 → tp 2 page 16, f32", baseline, one, two)
+        self.stop()
+
+    def tokens(self, case: str, baseline: Server, prefill: Server, decode: Server) -> None:
+        """Tokens equal the single server's; logprobs may differ by rounding, as sums over ranks are made in another order."""
+        before = [settled(server) for server in (prefill, decode)]
+        exact, worst, problems = 0, 0.0, []
+        for length in LENGTHS:
+            wanted = baseline.generate(prompt(length), TOKENS)
+            _, answer = disaggregated(prefill, decode, prompt(length), TOKENS)
+            if "error" in answer:
+                problems.append(answer["error"][:300])
+                continue
+            exact += answer["tokens"] == wanted["tokens"]
+            worst = max([worst, *(abs(a - b) for a, b in zip(answer["logprobs"], wanted["logprobs"]))])
+        after = [settled(server) for server in (prefill, decode)]
+        seen = f"{exact} of {len(LENGTHS)} exact, logprobs within {worst:.2g}, slots in use {before} before and {after} after"
+        holds = exact == len(LENGTHS) and worst < 1e-4 and before == after
+        self.row(case, "all tokens exact, logprobs within 1e-4, no slot left", "; ".join([seen, *problems]), holds)
+
+    def report(self) -> bool:
+        """Writes the results; whether all holds."""
+        holds = bool(self.rows) and all(row["holds"] for row in self.rows)
+        about = {"sglang": version("sglang"), "torch": version("torch"), "moai-fabric": version("moai-fabric"), "machine": platform.machine()}
+        (self.results / "results.json").write_text(json.dumps({"about": about, "holds": holds, "rows": self.rows}, indent=1))
+        lines = ["| case | expected | seen | holds |", "|---|---|---|---|"]
+        for row in self.rows:
+            cells = [str(row[key]).replace("|", "\\|").replace("\n", " ") for key in ("case", "expected", "seen")]
+            lines.append(f"| {' | '.join(cells)} | {'yes' if row['holds'] else '**no**'} |")
+        (self.results / "results.md").write_text("\n".join([*lines, ""]))
+        print(f"\n{self.results / 'results.md'}: {sum(row['holds'] for row in self.rows)} of {len(self.rows)} hold")
+        return holds
+
+
+def settled(server: Server, seconds: float = 20) -> int:
+    """Slots that requests hold, once they have been the fewest for a while."""
+    end = time.monotonic() + seconds
+    used = server.used_tokens()
+    while used and time.monotonic() < end:
+        time.sleep(0.5)
+        used = server.used_tokens()
+    return used
+
+
+def main(arguments: list[str]) -> int:
+    """See the module."""
+    battery = Battery(Path(arguments[0]).resolve())
+    try:
+        for part in arguments[1:] or ["pages", "tp"]:
+            {"pages": battery.pages, "tp": battery.tp}[part]()
+    except ServerError as error:
+        battery.row("servers start", "they do", str(error)[-1500:], False)
+    finally:
+        battery.stop()
+    return 0 if battery.report() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
