@@ -113,8 +113,11 @@ abi! {
         known(key)?;
         let mut settings = config.lock()?;
         if !TOGETHER.contains(&key) {
-            let one = std::iter::once((key.to_owned(), value.to_owned()));
-            Config::from_vars(one).map_err(refused)?;
+            // With the others: what MOAI_PROVIDERS brings, MOAI_TRANSPORTS may name.
+            let mut others = settings.clone();
+            others.retain(|other, _| !TOGETHER.contains(&other.as_str()));
+            others.insert(key.to_owned(), value.to_owned());
+            Config::from_vars(others.into_iter()).map_err(refused)?;
         }
         settings.insert(key.to_owned(), value.to_owned());
         Ok(())

@@ -21,12 +21,12 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use serde_json::{Map, Value};
 
 use crate::{
-    abi, abi_free,
+    abi,
     arguments::{Array, In, Out, Text},
     config::Settings,
     descriptor::{Described, absent},
     event::Happened,
-    failure::{Failure, Status},
+    failure::{Failure, Status, call},
     handle::{Handle, Object},
     memory::{Memory, check_apart},
     progress::Progress,
@@ -557,6 +557,16 @@ abi! {
     }
 }
 
-abi_free! {
-    fn moai_engine_free(engine: Handle<Running>);
+#[unsafe(no_mangle)]
+extern "C" fn moai_engine_free(engine: Handle<Running>) {
+    let _ = call(move || {
+        if engine.is_null() {
+            return Ok(());
+        }
+        // In a child of fork the engine's thread is not there, and nothing of it is touched.
+        let running = engine.running()?;
+        // Threads that wait for it are to end, and it may be closed already.
+        let _ = running.close();
+        engine.free()
+    });
 }

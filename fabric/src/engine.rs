@@ -597,6 +597,10 @@ impl Worker {
     fn tell(&mut self, watch: &mut Watch) {
         let mut any = false;
         while let Some(event) = self.driver.event() {
+            if !any && let Some(readiness) = &watch.readiness {
+                // Before it is told: whoever hears of a peer finds that it counts.
+                readiness.set(State::linked(self.driver.links()));
+            }
             any = true;
             let metrics = watch.metrics.as_deref();
             match &event {
@@ -622,9 +626,6 @@ impl Worker {
             watch.told.one();
             // Nobody listens any more; what is told is told.
             let _ = watch.say.send(event);
-        }
-        if any && let Some(readiness) = &watch.readiness {
-            readiness.set(State::linked(self.driver.links()));
         }
         if let Some(metrics) = watch.metrics.as_deref()
             && (any || watch.last.elapsed() >= COUNT_PERIOD)

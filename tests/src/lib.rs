@@ -40,6 +40,7 @@ page! {
     Directory "directory.md"
     Sglang "sglang.md"
     Metrics "metrics.md"
+    FromC "c.md"
     Security "security.md"
     CommandLine "command-line.md"
     Configuration "configuration.md"
