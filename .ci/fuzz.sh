@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds each fuzz target and runs it for some seconds: bash .ci/fuzz.sh [SECONDS] [TARGET ...]
+# Builds all fuzz targets and runs each for some seconds, two at a time: bash .ci/fuzz.sh [SECONDS] [TARGET ...]
 # What is found lies under target/fuzz/found; a longer search goes on from the corpus of the last one.
 # Needs a C++ compiler. Sanitizers are unstable flags: RUSTC_BOOTSTRAP lets the stable compiler take them.
 set -euo pipefail
@@ -23,18 +23,40 @@ for case in tests/data/kv/*/; do
     { cat "$case/producer.json"; printf '\0'; cat "$case/consumer.json"; } >"$out/seeds/descriptor/$(basename "$case")"
 done
 
-for target in "${targets[@]}"; do
+cargo fuzz build --fuzz-dir tests/fuzz --target-dir "$out/build"
+
+run() {
+    local target=$1 seeds=tests/fuzz/seeds/$1 dictionary=()
     mkdir -p "$out/corpus/$target" "$out/found"
-    seeds=tests/fuzz/seeds/$target
     [[ -d $seeds ]] || seeds=$out/seeds/$target
-    dictionary=()
     [[ ! -f tests/fuzz/$target.dict ]] || dictionary=("-dict=tests/fuzz/$target.dict")
-    echo "== $target, $seconds s"
     cargo fuzz run --fuzz-dir tests/fuzz --target-dir "$out/build" "$target" "$out/corpus/$target" "$seeds" -- \
         -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -malloc_limit_mb=512 \
         -max_len=16384 -artifact_prefix="$out/found/$target-" -print_final_stats=1 \
-        ${dictionary[@]+"${dictionary[@]}"} 2>&1 | grep -E "^(==|SUMMARY|stat::number|thread|artifact|error|warning)|panicked|DONE|Done" || {
+        ${dictionary[@]+"${dictionary[@]}"} >"$out/$target.log" 2>&1
+}
+
+show() {
+    local target=$1 process=$2 rc=0
+    wait "$process" || rc=$?
+    echo "== $target, $seconds s"
+    grep -E "^(==|SUMMARY|stat::number|thread|artifact|error|warning)|panicked|DONE|Done" "$out/$target.log" || rc=1
+    if [[ $rc -ne 0 ]]; then
+        tail -n 20 "$out/$target.log"
         echo "$target: FAILED"
-        exit 1
-    }
+        failed=1
+    fi
+}
+
+failed=0
+for ((i = 0; i < ${#targets[@]}; i += 2)); do
+    processes=()
+    for target in "${targets[@]:i:2}"; do
+        run "$target" &
+        processes+=($!)
+    done
+    for j in "${!processes[@]}"; do
+        show "${targets[i + j]}" "${processes[j]}"
+    done
 done
+exit $failed

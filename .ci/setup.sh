@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the batteries need that a Rust toolchain does not bring, as far as this machine lets it:
-# Miri (a nightly toolchain), etcd, and an emulator, linker and standard library for aarch64.
+# Miri (a nightly toolchain), etcd, an emulator, linker and standard library for aarch64, and what C programs are tried with.
 # What cannot be installed is said here, and its battery is ignored.
 set -uo pipefail
 
@@ -38,5 +38,8 @@ fi
 if ! command -v etcd >/dev/null; then
     # Tests start their own; the service that the package would start is not wanted.
     try "etcd" apt_quietly etcd-server
+fi
+if ! command -v valgrind >/dev/null || ! command -v pkg-config >/dev/null || ! command -v cmake >/dev/null; then
+    try "Valgrind, pkg-config and CMake" apt valgrind pkg-config cmake g++ make binutils
 fi
 exit 0

@@ -249,6 +249,7 @@ moai_status moai_descriptor_pages_needed(const moai_descriptor *descriptor, uint
  * before. A component or rank is named by what it was added as. */
 typedef struct moai_builder moai_builder;
 
+/* Begins an empty one: tp, pp and cp are 1, all else is missing. */
 moai_status moai_builder_new(moai_builder **builder);
 void moai_builder_free(moai_builder *builder);
 /* Engine and version: reported, never compared. */
@@ -328,7 +329,7 @@ typedef struct moai_engine moai_engine;
 typedef struct moai_engine_options {
     uint32_t size;
     uint32_t version;
-    const char *name;       /* 1 to 64 letters, digits, '.', '_' and '-', the same in all processes of the engine */
+    const char *name;       /* 1 to 96 letters, digits, '.', '_' and '-', the same in all processes of the engine */
     uint32_t node;          /* number of this process in the engine */
     uint32_t produces;      /* 1 if it offers */
     uint32_t consumes;      /* 1 if it pulls; one of the two at least */
@@ -344,7 +345,7 @@ typedef struct moai_engine_options {
 } moai_engine_options;
 
 /* Starts an engine, listening as the configuration says. With MOAI_METRICS it tells metrics over HTTP. The regions are the engine's
- * until it is closed. */
+ * until it is closed; if it cannot be started they are free as before. */
 moai_status moai_engine_new(const moai_config *config, const moai_descriptor *descriptor,
                             const moai_engine_options *options, moai_engine **engine);
 /* Ends it, so that peers hear of it. After that no byte of its regions is read or written, and they can be given to another
@@ -561,6 +562,7 @@ typedef struct moai_event_fields {
 } moai_event_fields;
 
 void moai_event_free(moai_event *event);
+/* Fills in what the event says. */
 moai_status moai_event_read(const moai_event *event, moai_event_fields *fields);
 /* The other engine's name, the message for people, the handle: MOAI_ABSENT where the event has none. They last until the event is freed. */
 moai_status moai_event_engine(const moai_event *event, const char **engine);
@@ -580,6 +582,7 @@ typedef struct moai_dirty {
     const char *group;     /* name of the group, "" without groups; likewise */
 } moai_dirty;
 
+/* The list of that number, from 0; MOAI_ABSENT past the end. */
 moai_status moai_event_dirty(const moai_event *event, uint32_t index, moai_dirty *dirty);
 
 /* ---- What an engine counts ----------------------------------------------------------------------------------------- */

@@ -41,7 +41,7 @@ pub(crate) struct Info {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Part {
     /// Its name.
-    pub(crate) name: &'static str,
+    pub(crate) name: Cow<'static, str>,
     /// Whether this build has it, and this machine can open it.
     pub(crate) present: bool,
     /// What it is, or what adding it would bring.
@@ -190,7 +190,7 @@ pub(crate) fn collect(layouts: bool, variables: &[(&str, String, &str)]) -> Info
     };
     Info {
         version: env!("CARGO_PKG_VERSION"),
-        memory: MEMORY.to_vec(),
+        memory: memory(),
         transports: transports(),
         cpu: cpu(),
         system: system(),
@@ -224,7 +224,7 @@ pub(crate) fn print(info: &Info) -> String {
             } else {
                 "not built yet"
             };
-            [part.name.into(), there.into(), part.what.to_string()]
+            [part.name.to_string(), there.into(), part.what.to_string()]
         };
         parts.iter().map(row).collect::<Vec<_>>()
     };
@@ -311,10 +311,23 @@ const UNKNOWN: &str = "unknown";
 
 const fn part(name: &'static str, present: bool, what: &'static str) -> Part {
     Part {
-        name,
+        name: Cow::Borrowed(name),
         present,
         what: Cow::Borrowed(what),
     }
+}
+
+/// Kinds of memory of this build, and devices of plug-ins.
+fn memory() -> Vec<Part> {
+    let config = Config::from_env().unwrap_or_default();
+    let devices = providers::devices(&config)
+        .into_iter()
+        .map(|(name, origin, device)| Part {
+            name: Cow::Owned(name),
+            present: true,
+            what: Cow::Owned(format!("{} memory of {origin}", device.kind())),
+        });
+    MEMORY.iter().cloned().chain(devices).collect()
 }
 
 /// Providers of this build, as this machine lets them be opened, and those to come.
@@ -323,7 +336,7 @@ fn transports() -> Vec<Part> {
     let open = providers::probe(&config)
         .into_iter()
         .map(|(name, probed)| Part {
-            name,
+            name: Cow::Borrowed(name),
             present: probed.is_ok(),
             what: Cow::Owned(probed.unwrap_or_else(|why| format!("cannot be opened: {why}"))),
         });

@@ -23,7 +23,7 @@
 //! The inner sum is multilinear hashing (Lemire and Kaser, "Strongly universal string hashing is
 //! fast", 2014); `mix` is the finalizer of SplitMix64 (Steele, Lea and Flood, 2014).
 
-use std::fmt;
+use std::{fmt, ops::Range};
 
 use moai_translate::{cpu::Multilinear, layout::RowOrder};
 use serde::{Deserialize, Serialize};
@@ -35,8 +35,8 @@ use serde::{Deserialize, Serialize};
 pub enum Coverage {
     /// Nothing: sums are zero.
     Off,
-    /// All rows of one token in [`SAMPLE`], chosen by the key for each layer and component: whoever damages rows cannot
-    /// know which. Finds what damages many rows (a wrong layout, scale or page), seldom a flipped bit.
+    /// All rows of one run of [`RUN`] tokens in [`SAMPLE`], chosen by the key for each layer and component: whoever
+    /// damages rows cannot know which. Finds what damages many rows (a wrong layout, scale or page), seldom a flipped bit.
     Sample,
     /// Every row that goes over a wire, and a sample of those that a consumer reads in the producer's own pages: there
     /// is no wire that could damage them, and pages that are used for something else meanwhile are many rows.
@@ -68,9 +68,11 @@ impl fmt::Display for Coverage {
     }
 }
 
-/// Of so many tokens [`Coverage::Sample`] digests one. A page of 16 tokens has one on average, whose cost is lost beside
-/// copying it.
+/// Of so many runs of tokens [`Coverage::Sample`] digests one.
 pub const SAMPLE: u64 = 16;
+
+/// Tokens of a run, from a multiple of it on: as many as make visiting them cost no more than reading them.
+pub const RUN: u32 = 32;
 
 /// Key and constants of one transfer's digest.
 #[derive(Clone, Debug)]
@@ -166,10 +168,10 @@ impl DigestKey {
 
     fn covers_at(&self, place: u64, token: u32) -> bool {
         // No head has this number.
-        let token = u64::from(u32::MAX) << 32 | u64::from(token);
+        let run = u64::from(u32::MAX) << 32 | u64::from(token / RUN);
         match self.coverage {
             Coverage::Off => false,
-            Coverage::Sample => mix(place.wrapping_add(token)).is_multiple_of(SAMPLE),
+            Coverage::Sample => mix(place.wrapping_add(run)).is_multiple_of(SAMPLE),
             Coverage::Wire | Coverage::Full => true,
         }
     }
@@ -217,27 +219,65 @@ impl DigestKey {
         }
     }
 
+    /// Of `count` tokens, `step` apart from `first` on, the next that are covered, from one of them on; counted from
+    /// `first`.
+    #[must_use]
+    pub fn covered_from(
+        &self,
+        (layer, component): (u32, u32),
+        (first, step, count): (u32, u32, u32),
+        from: u32,
+    ) -> Option<Range<u32>> {
+        if self.coverage != Coverage::Sample {
+            return (self.coverage != Coverage::Off && from < count).then_some(from..count);
+        }
+        let place = self.place(layer, component);
+        let mut start = from;
+        while start < count {
+            let token = first + start * step;
+            // The first that is in another run.
+            let next = (RUN - token % RUN).div_ceil(step);
+            let end = start.saturating_add(next).min(count);
+            if self.covers_at(place, token) {
+                return Some(start..end);
+            }
+            start = end;
+        }
+        None
+    }
+
     /// Those rows that belong to the sample, by themselves.
     fn some_rows(&self, at: RowsAt, codes: &[u8], params: &[u8]) -> u64 {
-        let count = at.heads as usize * at.tokens as usize;
+        let (heads, tokens) = (at.heads as usize, at.tokens as usize);
+        let count = heads * tokens;
         let (row_bytes, params_bytes) = (codes.len() / count, params.len() / count);
-        let place = self.place(at.first.layer, at.first.component);
-        let mut total = 0_u64;
-        for t in 0..at.tokens {
-            let token = at.first.token + t * at.token_step;
-            if !self.covers_at(place, token) {
-                continue;
-            }
-            for h in 0..at.heads {
-                let row = match at.order {
-                    RowOrder::TokenHead => t as usize * at.heads as usize + h as usize,
-                    RowOrder::HeadToken => h as usize * at.tokens as usize + t as usize,
+        let from = (at.first.token, at.token_step, at.tokens);
+        let (mut total, mut next) = (0_u64, 0);
+        while let Some(run) = self.covered_from((at.first.layer, at.first.component), from, next) {
+            next = run.end;
+            let (start, length) = (run.start as usize, run.len());
+            let mut add = |head: u32, heads: u32, row: usize, rows: usize| {
+                let first = RowAt {
+                    head: at.first.head + head,
+                    token: at.first.token + run.start * at.token_step,
+                    ..at.first
                 };
-                let head = u64::from(at.first.head + h);
-                let spot = mix(place.wrapping_add(head << 32 | u64::from(token)));
-                let codes = &codes[row * row_bytes..][..row_bytes];
-                let params = &params[row * params_bytes..][..params_bytes];
-                total = total.wrapping_add(self.row_at(spot, codes, params));
+                let tokens = run.end - run.start;
+                let at = RowsAt {
+                    first,
+                    heads,
+                    tokens,
+                    ..at
+                };
+                let codes = &codes[row * row_bytes..][..rows * row_bytes];
+                let params = &params[row * params_bytes..][..rows * params_bytes];
+                total = total.wrapping_add(self.all_rows(at, codes, params));
+            };
+            match at.order {
+                RowOrder::TokenHead => add(0, at.heads, start * heads, length * heads),
+                RowOrder::HeadToken => {
+                    (0..at.heads).for_each(|h| add(h, 1, h as usize * tokens + start, length));
+                }
             }
         }
         total
@@ -303,27 +343,34 @@ mod tests {
             full.clone().covering(Coverage::Sample),
             full.clone().covering(Coverage::Off),
         );
-        let (heads, tokens) = (8, 200);
+        let (heads, tokens, token_step) = (3, 4000, 3);
         let codes = |head: u32, token: u32| row(u64::from(head << 16 | token), 16);
         let at = |head: u32, token: u32| RowAt {
             head: 7 + head,
-            token: 510 + 3 * token,
+            token: 510 + token_step * token,
             ..AT
         };
-        let (mut chosen, mut sum) = (0, 0_u64);
+        let (mut chosen, mut sum) = (vec![false; tokens as usize], 0_u64);
         for (head, token) in (0..heads).flat_map(|h| (0..tokens).map(move |t| (h, t))) {
             let digest = some.row(at(head, token), &codes(head, token), &[]);
             assert!(digest == 0 || digest == full.row(at(head, token), &codes(head, token), &[]));
-            chosen += u32::from(digest != 0);
+            let covered = some.covers(AT.layer, AT.component, at(head, token).token);
+            assert_eq!(digest != 0, covered, "all rows of a token or none");
+            chosen[token as usize] = covered;
             sum = sum.wrapping_add(digest);
-            let RowAt {
-                layer, component, ..
-            } = at(head, token);
-            let covered = some.covers(layer, component, at(head, token).token);
-            assert_eq!(digest != 0, covered);
         }
-        assert_eq!(chosen % heads, 0, "all rows of a token or none");
-        assert!((4..30).contains(&(chosen / heads)), "{chosen} of 1600");
+        let number = chosen.iter().filter(|&&is| is).count();
+        assert!((100..500).contains(&number), "{number} of {tokens}");
+
+        let (mut found, mut next) = (vec![false; tokens as usize], 0);
+        let among = (at(0, 0).token, token_step, tokens);
+        while let Some(run) = some.covered_from((AT.layer, AT.component), among, next) {
+            assert!(next <= run.start && run.start < run.end && run.end <= tokens);
+            next = run.end;
+            run.for_each(|token| found[token as usize] = true);
+        }
+        assert_eq!(found, chosen);
+
         for order in [RowOrder::HeadToken, RowOrder::TokenHead] {
             let rows = match order {
                 RowOrder::HeadToken => (0..heads)
@@ -338,7 +385,7 @@ mod tests {
                 order,
                 heads,
                 tokens,
-                token_step: 3,
+                token_step,
             };
             assert_eq!(some.rows(rows_at, &rows, &[]), sum);
             assert_eq!(off.rows(rows_at, &rows, &[]), 0);

@@ -46,6 +46,10 @@ pub const MAX_TEXT_BYTES: usize = 1024;
 pub const MAX_NODE_RANKS: usize = 256;
 /// Engines that a node knows. The largest fleets pair a few hundred.
 pub const MAX_ENGINES: usize = 4096;
+/// Engines that nobody told of and nothing links to any more, whose lives are remembered.
+pub const MAX_FORMER_ENGINES: usize = 256;
+/// Agreements that are kept while nothing links to their engine: each holds the plans of a pair of engines.
+pub const MAX_IDLE_DESCRIPTORS: usize = 256;
 /// Links of a node: the nodes of a few hundred engines that talk to it at once.
 pub const MAX_LINKS: usize = 16_384;
 /// Bytes of a descriptor on a link. Page lists are no part of it; 512 ranks with 126 layers in JSON are the longest.

@@ -82,9 +82,13 @@ impl Case {
     }
 
     fn key(&self) -> DigestKey {
+        self.key_of(0xFEED)
+    }
+
+    fn key_of(&self, key: u64) -> DigestKey {
         let rows = self.requested.agreed().agreement.carriages.iter();
         DigestKey::new(
-            0xFEED,
+            key,
             rows.map(|c| c.row_bytes[1].max(c.row_bytes[2]) as usize)
                 .max()
                 .unwrap(),
@@ -398,7 +402,9 @@ fn a_flipped_bit_is_caught_and_its_layer_is_named() {
     cases(600, |seed| {
         let case = Case::random(seed, Options::ALL);
         let mut rng = Rng::new(!seed);
-        let (key, sample) = (case.key(), case.key().covering(Coverage::Sample));
+        // What is sampled of short requests is all up to the key.
+        let sample = case.key_of(seed).covering(Coverage::Sample);
+        let key = case.key();
         let off = case.key().covering(Coverage::Off);
         let (expected, _) = case.expected();
         let written = case.pools(Role::Consumer, &expected.writes);
@@ -477,7 +483,7 @@ fn a_flipped_bit_is_caught_and_its_layer_is_named() {
     });
     // A row is sampled now and then, and flips were tried.
     assert!(
-        flips.get() > 600 && sampled.get() > 100,
+        flips.get() > 600 && sampled.get() > flips.get() / 50,
         "{flips:?} {sampled:?}"
     );
 }

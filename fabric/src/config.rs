@@ -3,13 +3,14 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
     time::Duration,
 };
 
 use moai_memory::MemoryKind;
 use thiserror::Error;
 
-use crate::{directory::Source, providers::NAMES};
+use crate::{directory::Source, providers};
 
 mod protection;
 
@@ -39,6 +40,9 @@ pub struct Config {
     pub staging_bytes: u32,
     /// Transports that may be used, the first that reaches a peer before the others; `None` is any, the best first.
     pub transports: Option<Vec<String>>,
+    /// Shared objects whose transports are used beside those of this build; see
+    /// [`add_providers`](Self::add_providers).
+    pub providers: Vec<PathBuf>,
     /// Transports of which it must be one; without a path by one of them nothing is transferred.
     pub require_path: Option<Vec<String>>,
     /// What consumers are told to connect to over tcp, where it is not what `bind` says: behind a translation of
@@ -73,6 +77,7 @@ impl Default for Config {
             max_bytes_per_second: None,
             staging_bytes: moai_transport::limits::STAGING_RING_BYTES,
             transports: None,
+            providers: Vec::new(),
             require_path: None,
             advertise: None,
             ports: None,
@@ -113,7 +118,7 @@ pub struct Variable {
 }
 
 /// Variables of the configuration, then those that only tests and logs read.
-const VARIABLES: [(&str, &str); 23] = [
+const VARIABLES: [(&str, &str); 24] = [
     ("MOAI_BIND", "address that producer ranks listen on"),
     (
         "MOAI_INSECURE",
@@ -164,6 +169,10 @@ const VARIABLES: [(&str, &str); 23] = [
         "transports of which it must be one, or nothing is transferred",
     ),
     (
+        "MOAI_PROVIDERS",
+        "shared objects with more transports and devices, separated by colons; they run as part of this program",
+    ),
+    (
         "MOAI_ADVERTISE",
         "host, or host and port, that consumers are told to connect to over tcp, where it is not `MOAI_BIND`",
     ),
@@ -205,8 +214,21 @@ const MAX_SPIN_MICROS: u64 = 1_000_000;
 /// Prefix of all variables.
 const PREFIX: &str = "MOAI_";
 
-/// Test batteries also read these.
-const TESTS_ONLY: [&str; 1] = ["MOAI_CASES"];
+/// What the environment says a variable is, if it says anything: of [`Config::variables`], which tell what it comes to.
+#[must_use]
+pub fn variable(name: &str) -> Option<String> {
+    let value = std::env::var_os(name)?;
+    Some(value.to_string_lossy().into_owned())
+}
+
+/// What to log, by `MOAI_LOG`.
+#[must_use]
+pub fn log_filter() -> String {
+    variable("MOAI_LOG").unwrap_or_else(|| "warn".into())
+}
+
+/// Others read these: test batteries, the Python package and the build of its wheel.
+const OF_OTHERS: [&str; 3] = ["MOAI_CASES", "MOAI_FABRIC_LIBRARY", "MOAI_WHEEL_PROFILE"];
 
 impl Config {
     /// The defaults, changed by `MOAI_*` variables.
@@ -232,6 +254,9 @@ impl Config {
     pub fn from_vars(vars: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
         let mut config = Self::default();
         let mut protection = Protection::default();
+        // What is loaded can be named by the others.
+        let mut vars: Vec<_> = vars.collect();
+        vars.sort_by_key(|(name, _)| name != "MOAI_PROVIDERS");
         for (name, value) in vars {
             let fail = |problem: String| ConfigError {
                 name: name.clone(),
@@ -285,6 +310,7 @@ impl Config {
                     config.staging_bytes = bytes;
                 }
                 "MOAI_TRANSPORTS" => config.transports = transports(&value).map_err(fail)?,
+                "MOAI_PROVIDERS" => config.add_providers(&value).map_err(fail)?,
                 "MOAI_REQUIRE_PATH" => config.require_path = transports(&value).map_err(fail)?,
                 "MOAI_ADVERTISE" => {
                     let socket = || {
@@ -339,7 +365,7 @@ impl Config {
                 }
                 other => {
                     let known = VARIABLES.iter().any(|(name, _)| *name == other)
-                        || TESTS_ONLY.contains(&other);
+                        || OF_OTHERS.contains(&other);
                     if !known {
                         let names: Vec<_> = VARIABLES.iter().map(|(name, _)| *name).collect();
                         return Err(fail(format!(
@@ -365,6 +391,10 @@ impl Config {
             "MOAI_MAX_RATE" => self.max_bytes_per_second.unwrap_or(0).to_string(),
             "MOAI_STAGING_BYTES" => self.staging_bytes.to_string(),
             "MOAI_TRANSPORTS" => list(self.transports.as_deref(), "auto"),
+            "MOAI_PROVIDERS" => {
+                let paths = self.providers.iter().map(|path| path.display().to_string());
+                paths.collect::<Vec<_>>().join(":")
+            }
             "MOAI_REQUIRE_PATH" => list(self.require_path.as_deref(), ""),
             "MOAI_ADVERTISE" => self
                 .advertise
@@ -403,12 +433,31 @@ impl Config {
             .collect()
     }
 
+    /// Loads shared objects, separated by colons, whose transports are used beside those of this build. They run as part
+    /// of this program: only those that may be linked.
+    ///
+    /// # Errors
+    ///
+    /// A sentence with the file and what is wrong with it; none of them is used then.
+    pub fn add_providers(&mut self, paths: &str) -> Result<(), String> {
+        let mut all = self.providers.clone();
+        for path in paths.split(':').filter(|path| !path.is_empty()) {
+            let path = PathBuf::from(path);
+            if !all.contains(&path) {
+                all.push(path);
+            }
+        }
+        providers::check(&all)?;
+        self.providers = all;
+        Ok(())
+    }
+
     /// Whether a transport may be used.
     #[must_use]
     pub fn allows(&self, transport: &str) -> bool {
         let named = |list: &Option<Vec<String>>| match list {
-            // It asks nobody who they are: with links that do, only by name.
-            None => transport != "shm" || !self.security.is_on(),
+            // It asks nobody who they are, or nobody knows whether it does: with links that do, only by name.
+            None => transport == "tcp" || !self.security.is_on(),
             Some(names) => names.iter().any(|name| name == transport),
         };
         named(&self.transports)
@@ -456,8 +505,9 @@ pub fn transports(names: &str) -> Result<Option<Vec<String>>, String> {
     }
     let mut list: Vec<String> = Vec::new();
     for name in names.split(',').map(str::trim) {
-        if !NAMES.contains(&name) {
-            let known = NAMES.join(", ");
+        let names = providers::names();
+        if !names.contains(&name) {
+            let known = names.join(", ");
             return Err(format!(
                 "names {name:?}, which is no transport of this build; there is {known}, and auto"
             ));

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt, io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -50,6 +50,25 @@ pub struct EngineSetup {
     pub generations: Vec<Option<Generations>>,
     /// Follows whether there is a compatible peer.
     pub readiness: Option<Readiness>,
+    /// Is told of every event before [`Engine::event`] is.
+    pub listener: Option<Listener>,
+}
+
+/// Hears of events on the engine's thread, which waits meanwhile: it is to be short, and must not call the engine.
+#[derive(Clone)]
+pub struct Listener(Arc<dyn Fn(&Event) + Send + Sync>);
+
+impl Listener {
+    /// Calls a function.
+    pub fn new(hear: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(hear))
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Listener(..)")
+    }
 }
 
 impl EngineSetup {
@@ -62,6 +81,7 @@ impl EngineSetup {
             pools,
             generations: Vec::new(),
             readiness: None,
+            listener: None,
         }
     }
 }
@@ -96,8 +116,10 @@ pub struct Engine {
     calls: Sender<Call>,
     wake: Arc<OwnedFd>,
     events: Mutex<Receiver<Event>>,
+    /// Counts events that wait, and one more once no other will come.
+    waiting: Arc<OwnedFd>,
     addresses: Vec<Address>,
-    thread: Option<JoinHandle<Vec<Region>>>,
+    thread: Mutex<Option<JoinHandle<Vec<Region>>>>,
 }
 
 impl fmt::Debug for Engine {
@@ -141,34 +163,57 @@ impl Engine {
     ///
     /// [`EngineError`].
     pub fn start(fabric: &Fabric, setup: EngineSetup) -> Result<Self, EngineError> {
-        fabric
-            .config()
-            .allow(fabric.config().bind)
-            .map_err(FabricError::from)?;
+        Self::start_with(fabric, setup, |_| ())
+    }
+
+    /// As [`start`](Self::start), for memory that is somebody else's: `give_back` has all of it in the order of the pools if the
+    /// engine cannot be started, unless that is because the system has no thread for it.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError`].
+    pub fn start_with(
+        fabric: &Fabric,
+        setup: EngineSetup,
+        give_back: impl FnOnce(Vec<Region>),
+    ) -> Result<Self, EngineError> {
+        let allowed = fabric.config().allow(fabric.config().bind);
+        if let Err(error) = allowed {
+            give_back(setup.pools.into_iter().flatten().collect());
+            return Err(FabricError::from(error).into());
+        }
         let (calls, to_do) = channel::<Call>();
         let (say, events) = channel();
         let (ready, is_ready) = channel();
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let wake = eventfd(0, flags).map_err(|error| EngineError::System(error.into()))?;
         let wake = Arc::new(wake);
+        let flags = flags | EventfdFlags::SEMAPHORE;
+        let waiting = eventfd(0, flags).map_err(|error| EngineError::System(error.into()))?;
+        let waiting = Arc::new(waiting);
         let (fabric, woken) = (fabric.clone(), Arc::clone(&wake));
+        let told = Told(Arc::clone(&waiting));
         let name = format!("moai-{}", setup.node.engine);
         let thread = std::thread::Builder::new().name(name);
         let thread = thread.spawn(move || {
             // Interfaces belong to one thread: this one opens them.
             let readiness = setup.readiness.clone();
-            let (mut worker, addresses) = match Worker::open(&fabric, setup) {
+            let listener = setup.listener.clone();
+            let mut memory = Vec::new();
+            let (mut worker, addresses) = match Worker::open(&fabric, setup, &mut memory) {
                 Ok(worker) => worker,
                 Err(error) => {
                     let _ = ready.send(Err(error));
-                    return Vec::new();
+                    return memory;
                 }
             };
             let _ = ready.send(Ok(addresses));
             let watch = Watch {
                 metrics: fabric.metrics().cloned(),
                 readiness,
+                listener,
                 say,
+                told,
                 protocol: ProtocolWatch::new(),
                 transport: TransportWatch::new(),
                 last: Instant::now(),
@@ -177,13 +222,21 @@ impl Engine {
             worker.memory
         });
         let thread = thread.map_err(EngineError::System)?;
-        let addresses = is_ready.recv().map_err(|_| EngineError::Over)??;
+        let addresses = match is_ready.recv().unwrap_or(Err(EngineError::Over)) {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                // A panic there was reported when it happened.
+                give_back(thread.join().unwrap_or_default());
+                return Err(error);
+            }
+        };
         Ok(Self {
             calls,
             wake,
             events: Mutex::new(events),
+            waiting,
             addresses,
-            thread: Some(thread),
+            thread: Mutex::new(Some(thread)),
         })
     }
 
@@ -351,10 +404,20 @@ impl Engine {
     pub fn event(&self, limit: Duration) -> Result<Option<Event>, EngineError> {
         let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         match events.recv_timeout(limit) {
-            Ok(event) => Ok(Some(event)),
+            Ok(event) => {
+                // It was counted before it was said.
+                let _ = rustix::io::read(&*self.waiting, &mut [0; 8]);
+                Ok(Some(event))
+            }
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => Err(EngineError::Over),
         }
+    }
+
+    /// Is readable while an event waits, and once no more will come. Not to be read from: [`event`](Self::event) does.
+    #[must_use]
+    pub fn waiting(&self) -> BorrowedFd<'_> {
+        self.waiting.as_fd()
     }
 
     /// Ends it, so that peers hear of it, and gives the memory back: nothing is read or written there any more.
@@ -362,9 +425,20 @@ impl Engine {
     /// # Errors
     ///
     /// [`EngineError::Over`] if its thread had failed.
-    pub fn close(mut self) -> Result<Vec<Region>, EngineError> {
+    pub fn close(self) -> Result<Vec<Region>, EngineError> {
+        self.stop()
+    }
+
+    /// As [`close`](Self::close), for an engine that others use as well: their calls end with [`EngineError::Over`], and what
+    /// happened until then can still be asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Over`] if its thread had failed, or it was stopped before.
+    pub fn stop(&self) -> Result<Vec<Region>, EngineError> {
         self.end();
-        let thread = self.thread.take().ok_or(EngineError::Over)?;
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let thread = thread.take().ok_or(EngineError::Over)?;
         thread.join().map_err(|_| EngineError::Over)
     }
 
@@ -392,11 +466,24 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.end();
-        if let Some(thread) = self.thread.take() {
-            // A panic there was reported when it happened.
-            let _ = thread.join();
-        }
+        // A panic there was reported when it happened.
+        let _ = self.stop();
+    }
+}
+
+/// Counts events; the last count is that no other will come, however the thread ends.
+struct Told(Arc<OwnedFd>);
+
+impl Told {
+    fn one(&self) {
+        // It fails only if more events wait than memory holds.
+        let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.one();
     }
 }
 
@@ -404,14 +491,22 @@ impl Drop for Engine {
 struct Watch {
     metrics: Option<Arc<Metrics>>,
     readiness: Option<Readiness>,
+    listener: Option<Listener>,
     say: Sender<Event>,
+    // After the sender: whoever is woken finds that it is gone.
+    told: Told,
     protocol: ProtocolWatch,
     transport: TransportWatch,
     last: Instant,
 }
 
 impl Worker {
-    fn open(fabric: &Fabric, setup: EngineSetup) -> Result<(Self, Vec<Address>), EngineError> {
+    /// Leaves its memory in `memory` if it cannot be opened.
+    fn open(
+        fabric: &Fabric,
+        setup: EngineSetup,
+        memory: &mut Vec<Region>,
+    ) -> Result<(Self, Vec<Address>), EngineError> {
         let EngineSetup {
             mut node,
             profile,
@@ -420,9 +515,14 @@ impl Worker {
             ..
         } = setup;
         node.descriptor = profile.to_bytes().into();
+        let lens: Vec<usize> = pools.iter().map(Vec::len).collect();
+        memory.extend(pools.into_iter().flatten());
         let descriptor = profile.descriptor().map_err(EngineError::Setup)?;
-        for (&rank, pool) in node.ranks.iter().zip(&pools) {
+        let mut rest = memory.as_slice();
+        for (&rank, &len) in node.ranks.iter().zip(&lens) {
+            let (pool, others) = rest.split_at(len);
             fits(&descriptor, rank, pool).map_err(EngineError::Setup)?;
+            rest = others;
         }
         let book = AddressBook::default();
         let ways = Ways {
@@ -436,7 +536,7 @@ impl Worker {
             node,
             negotiate: profile.negotiate().map_err(EngineError::Setup)?,
             descriptor: Some(descriptor),
-            regions: pools.iter().map(Vec::len).collect(),
+            regions: lens,
             generations,
             tuning: Tuning {
                 max_bytes_per_second: options.max_bytes_per_second,
@@ -446,7 +546,7 @@ impl Worker {
         };
         let worker = Self {
             driver: Driver::new(setup, ways).map_err(EngineError::Setup)?,
-            memory: pools.into_iter().flatten().collect(),
+            memory: std::mem::take(memory),
             book,
             following: None,
             over: false,
@@ -497,6 +597,10 @@ impl Worker {
     fn tell(&mut self, watch: &mut Watch) {
         let mut any = false;
         while let Some(event) = self.driver.event() {
+            if !any && let Some(readiness) = &watch.readiness {
+                // Before it is told: whoever hears of a peer finds that it counts.
+                readiness.set(State::linked(self.driver.links()));
+            }
             any = true;
             let metrics = watch.metrics.as_deref();
             match &event {
@@ -516,11 +620,12 @@ impl Worker {
                 }
                 _ => {}
             }
+            if let Some(Listener(hear)) = &watch.listener {
+                hear(&event);
+            }
+            watch.told.one();
             // Nobody listens any more; what is told is told.
             let _ = watch.say.send(event);
-        }
-        if any && let Some(readiness) = &watch.readiness {
-            readiness.set(State::linked(self.driver.links()));
         }
         if let Some(metrics) = watch.metrics.as_deref()
             && (any || watch.last.elapsed() >= COUNT_PERIOD)

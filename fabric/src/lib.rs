@@ -27,7 +27,7 @@ pub mod providers;
 pub mod synthetic;
 mod transports;
 
-pub use engine::{Engine, EngineError, EngineSetup};
+pub use engine::{Engine, EngineError, EngineSetup, Listener};
 pub use fabric::{Fabric, FabricError, Server};
 pub use moai_collectives as collectives;
 pub use moai_memory as memory;

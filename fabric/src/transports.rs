@@ -35,7 +35,7 @@ impl Transports {
     ///
     /// What this machine has not is done without.
     pub(crate) fn open(config: &Config, listens: bool) -> Result<Self, Error> {
-        let mut providers = providers::all(config, listens);
+        let mut providers = providers::all(config, listens)?;
         providers.retain(|provider| config.allows(provider.name()));
         if providers.len() > 1 {
             providers.retain(|provider| match provider.probe() {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 
+use crate::Foreign;
 use crate::MemoryKind;
 use crate::mapping::{Access, Mapping};
 use crate::sim::SimMemory;
@@ -28,6 +29,7 @@ pub(crate) enum Owner {
     Mapping(#[expect(dead_code, reason = "unmapped when dropped")] Mapping),
     Sim(SimMemory),
     Foreign(#[expect(dead_code, reason = "whatever it does when dropped")] Box<dyn Send + Sync>),
+    Lent(Box<dyn Foreign>),
 }
 
 // SAFETY: the address is only followed by the region that has its bytes borrowed, by the rules of `region`; what owns

@@ -1,6 +1,8 @@
 //! Domains: memory that the processor cannot load from, with the streams that can.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,8 +14,16 @@ use crate::{Finished, Job, MemoryKind, Region, RegionError, StreamError};
 /// A transport that moves bytes through host memory asks a registered region's [`Hold`](crate::Hold::domain) for its
 /// domain, and that for a stream; it need not know what device it is.
 pub trait Domain: Send + Sync {
-    /// A number that no other device of this process has, to keep one stream for all regions of a device.
+    /// A number that no other device of this process has ([`domain_id`]), to keep one stream for all regions of a device.
     fn id(&self) -> u64;
+
+    /// Another handle of the same device, for whoever keeps it longer than the region it was found by.
+    fn handle(&self) -> Arc<dyn Domain>;
+
+    /// Whether its streams run [kernels](crate::Work::Kernel). Those of a plug-in copy, and no more.
+    fn runs_kernels(&self) -> bool {
+        true
+    }
 
     /// The kind of its memory.
     fn kind(&self) -> MemoryKind;
@@ -44,6 +54,13 @@ pub trait Domain: Send + Sync {
     ///
     /// [`StreamError::Os`] if the system has no thread or descriptor for it.
     fn stream(&self) -> Result<Box<dyn Stream>, StreamError>;
+}
+
+/// A number for [`Domain::id`] that was not given before.
+#[must_use]
+pub fn domain_id() -> u64 {
+    static DOMAINS: AtomicU64 = AtomicU64::new(0);
+    DOMAINS.fetch_add(1, Relaxed)
 }
 
 /// For ever, to the system.

@@ -69,6 +69,18 @@ pub enum RegionError {
         /// What can be done.
         instead: &'static str,
     },
+    /// The domain of a plug-in refused.
+    #[error("domain {domain} cannot give {bytes} bytes of {kind} memory: {reason}")]
+    Domain {
+        /// Its name.
+        domain: String,
+        /// Bytes asked for.
+        bytes: u64,
+        /// Where they were asked for.
+        kind: MemoryKind,
+        /// What it said, or what is wrong with what it gave.
+        reason: String,
+    },
     /// A system call failed.
     #[error("{call} failed for a region of {bytes} bytes in {kind} memory: {cause}")]
     Os {

@@ -4,7 +4,7 @@
 //! when it touches what is gone; a seal is the exporter's promise, kept by the system, that this cannot happen.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::{self, MemfdFlags, SealFlags};
 use rustix::io::Errno;
@@ -96,9 +96,9 @@ pub struct Export<'a> {
 }
 
 impl<'a> Export<'a> {
-    pub(crate) fn new(file: &'a OwnedFd, offset: u64, len: u64, kind: MemoryKind) -> Self {
+    pub(crate) fn new(fd: BorrowedFd<'a>, offset: u64, len: u64, kind: MemoryKind) -> Self {
         Self {
-            fd: file.as_fd(),
+            fd,
             offset,
             len,
             kind,

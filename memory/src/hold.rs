@@ -1,11 +1,12 @@
 //! Holds: what keeps memory alive for those who know it by address.
 
 use std::fmt;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use crate::allocation::{Allocation, Owner};
 use crate::mapping::Access;
-use crate::{Domain, Export, MemoryKind};
+use crate::{Domain, Export, Foreign, MemoryKind};
 
 /// Keeps the memory of a [`Region`](crate::Region) alive, at the address it has.
 ///
@@ -63,6 +64,7 @@ impl Hold {
     pub fn domain(&self) -> Option<&dyn Domain> {
         match self.allocation.owner() {
             Owner::Sim(memory) => Some(memory.device()),
+            Owner::Lent(memory) => memory.domain(),
             Owner::Heap(_) | Owner::Mapping(_) | Owner::Foreign(_) => None,
         }
     }
@@ -72,6 +74,7 @@ impl Hold {
     pub fn is_writable(&self) -> bool {
         match self.allocation.owner() {
             Owner::Sim(memory) => memory.access() == Access::Write,
+            Owner::Lent(memory) => memory.is_writable(),
             Owner::Heap(_) | Owner::Mapping(_) | Owner::Foreign(_) => {
                 self.allocation.access() != Access::Read
             }
@@ -91,9 +94,22 @@ impl Hold {
     /// The offset is a multiple of a page unless the region was split elsewhere.
     #[must_use]
     pub fn export(&self) -> Option<Export<'_>> {
-        let file = self.allocation.file()?;
-        let offset = self.start as u64;
+        let start = self.start as u64;
+        let (file, offset) = match self.allocation.owner() {
+            Owner::Lent(memory) => memory.file()?,
+            _ => (self.allocation.file()?.as_fd(), 0),
+        };
+        let offset = offset.checked_add(start)?;
         Some(Export::new(file, offset, self.len(), self.kind()))
+    }
+
+    /// What keeps the memory alive, if that is [`Foreign`].
+    #[must_use]
+    pub fn foreign(&self) -> Option<&dyn Foreign> {
+        match self.allocation.owner() {
+            Owner::Lent(memory) => Some(&**memory),
+            _ => None,
+        }
     }
 }
 

@@ -141,6 +141,9 @@ pub enum StreamError {
         /// Length of all spans.
         bytes: usize,
     },
+    /// The device runs no functions of this program: it copies, and no more.
+    #[error("the device runs no kernels; copy the bytes to the host, and from it")]
+    NoKernels,
     /// A kernel panicked; it has run in part.
     #[error("the kernel panicked")]
     Panicked,

@@ -36,7 +36,7 @@ use rustix::process::{Resource, getrlimit};
 use crate::allocation::{Allocation, Owner};
 use crate::file::{self, refusal};
 use crate::mapping::{self, Access, Mapping};
-use crate::{Hold, MemoryKind, RegionError};
+use crate::{Foreign, Hold, MemoryKind, RegionError};
 
 /// An owned run of bytes in one kind of memory.
 ///
@@ -196,6 +196,28 @@ impl Region {
         Self::whole(allocation, len)
     }
 
+    /// Memory that a plug-in has, or the program that has loaded it. `owner` is dropped when the last region and the last
+    /// hold of it are gone.
+    ///
+    /// # Safety
+    ///
+    /// As for [`from_raw`](Self::from_raw); what its owner says that cannot be written need not be writable.
+    #[must_use]
+    pub unsafe fn from_foreign(
+        ptr: NonNull<u8>,
+        len: usize,
+        kind: MemoryKind,
+        owner: Box<dyn Foreign>,
+    ) -> Self {
+        let access = if kind.is_host_accessible() {
+            Access::imported(owner.is_writable())
+        } else {
+            Access::None
+        };
+        let allocation = Allocation::new(ptr, kind, access, None, Owner::Lent(owner));
+        Self::whole(allocation, len)
+    }
+
     /// All of an allocation that was made for `len` bytes.
     pub(crate) fn whole(allocation: Allocation, len: usize) -> Self {
         Self {
@@ -250,6 +272,12 @@ impl Region {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Where the memory starts, as a number; as [`Hold::address`].
+    #[must_use]
+    pub fn start_address(&self) -> usize {
+        self.address().as_ptr().addr()
     }
 
     /// Keeps the memory alive and tells where it is, without its bytes.

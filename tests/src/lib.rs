@@ -7,6 +7,7 @@
 pub mod chaos;
 pub mod impostor;
 pub mod live;
+pub mod plugins;
 pub mod simulation;
 
 macro_rules! page {
@@ -33,9 +34,12 @@ page! {
     Transfers "transfers.md"
     Protocol "protocol.md"
     Transport "transport.md"
+    Provider "provider.md"
+    Nixl "nixl.md"
     Directory "directory.md"
     Sglang "sglang.md"
     Metrics "metrics.md"
+    FromC "c.md"
     Security "security.md"
     CommandLine "command-line.md"
     Configuration "configuration.md"

@@ -81,6 +81,33 @@ fn one_request_after_another_moves_over_one_link_and_leaves_nothing() {
 }
 
 #[test]
+fn its_descriptor_is_readable_while_events_wait_and_when_none_will_come() {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let readable = |live: &Live, limit: Duration| {
+        let waiting = live.engine.waiting();
+        let mut fds = [PollFd::from_borrowed_fd(waiting, PollFlags::IN)];
+        poll(&mut fds, Timespec::try_from(limit).ok().as_ref()).unwrap() > 0
+    };
+    let fabric = fabric("tcp");
+    let prefill = Live::start(&fabric, "prefill", &Shape::PREFILL, 11, 1);
+    let decode = Live::start(&fabric, "decode", &Shape::DECODE, 12, 2);
+    assert!(!readable(&decode, Duration::from_millis(50)));
+    decode.know(&prefill);
+    assert!(readable(&decode, LIMIT));
+    let mut told = 0;
+    // Every event is counted, and none twice.
+    while readable(&decode, Duration::from_millis(200)) {
+        assert!(decode.engine.event(LIMIT).unwrap().is_some());
+        told += 1;
+    }
+    assert!(told > 0 && decode.engine.event(Duration::ZERO).unwrap().is_none());
+    decode.engine.stop().unwrap();
+    while let Ok(Some(_)) = decode.engine.event(Duration::ZERO) {}
+    assert!(readable(&decode, Duration::ZERO));
+    assert!(decode.engine.event(LIMIT).is_err() && decode.engine.stop().is_err());
+}
+
+#[test]
 fn many_requests_move_at_once() {
     for way in WAYS {
         let (prefill, decode) = pair(way);

@@ -351,12 +351,12 @@ fn impostors_that_do_not_agree_are_waited_for_until_the_deadline() {
         (
             "payload",
             impostor::accept(payload),
-            "nothing was pulled for",
+            "payload on a link that is not ready",
         ),
         (
             "early payload",
             impostor::eager(requested, first),
-            "nothing was pulled for",
+            "payload on a link that is not ready",
         ),
     ];
     for (name, address, trouble) in impostors {
@@ -407,7 +407,7 @@ fn who_is_silent_or_gone_or_talks_rubbish_is_called_so() {
         hold(asked.stream);
     });
     assert!(
-        matches!(pulled.failure(), Failure::Lost { why, .. } if why.contains("protocol")),
+        matches!(pulled.failure(), Failure::Protocol { what, .. } if what.contains("broke the protocol")),
         "{:?}",
         pulled.report
     );
@@ -559,7 +559,7 @@ fn a_chunk_comes_once_and_as_it_was_planned() {
             hold(asked.stream);
         });
         assert!(
-            matches!(pulled.failure(), Failure::Lost { why, .. } if why.contains("which nothing was pulled for")),
+            matches!(pulled.failure(), Failure::Protocol { what, .. } if what.contains("which nothing was pulled for")),
             "{id:x}: {:?}",
             pulled.report
         );

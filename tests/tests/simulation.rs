@@ -42,6 +42,10 @@ fn small_worlds_come_to_rest_without_violation() {
             total.consumed,
             total.late,
             total.epochs_refused,
+            total.lies,
+            total.repeats,
+            total.departed,
+            total.declined,
         ];
         assert!(happened.iter().all(|&count| count > 0), "{total}");
         assert!(total.committed * 5 > total.transfers, "{total}");
@@ -78,7 +82,10 @@ fn a_seed_replays() {
 }
 
 /// Finds a planted bug within a thousand seeds, by something of what its violation says.
-fn found(faults: Faults, by: &[&str]) {
+fn found(plant: impl Fn(&mut Faults), by: &[&str]) {
+    let mut faults = Faults::default();
+    plant(&mut faults);
+    assert_ne!(faults, Faults::default());
     for seed in 1..=1000 {
         if let Err(violation) = run(&Options {
             seed,
@@ -89,63 +96,43 @@ fn found(faults: Faults, by: &[&str]) {
                 by.iter().any(|by| violation.what.contains(by)),
                 "{violation}"
             );
-            println!("{violation}");
+            println!("found after {seed} seeds: {violation}");
             return;
         }
     }
     panic!("{faults:?} was not found in 1000 seeds");
 }
 
-#[test]
-fn a_lease_that_is_ignored_is_found() {
-    let faults = Faults {
-        lease_ignored: true,
-        ..Faults::default()
+/// A test for each planted bug, and what it is found by.
+macro_rules! planted {
+    ($($name:ident: $fault:ident, $by:expr;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                found(|faults| faults.$fault = true, &$by);
+            }
+        )*
     };
-    found(faults, &["is not idle at rest", "leaked pages"]);
 }
 
-#[test]
-fn a_generation_that_is_not_checked_is_found() {
-    let faults = Faults {
-        generation_unchecked: true,
-        ..Faults::default()
-    };
-    found(faults, &["exposes"]);
-}
-
-#[test]
-fn a_fence_that_is_skipped_is_found() {
-    let faults = Faults {
-        fence_skipped: true,
-        ..Faults::default()
-    };
-    found(faults, &["writes to a page"]);
-}
-
-#[test]
-fn an_outcome_that_comes_twice_is_found() {
-    let faults = Faults {
-        outcome_twice: true,
-        ..Faults::default()
-    };
-    found(faults, &["ended twice"]);
-}
-
-#[test]
-fn a_digest_that_is_not_compared_is_found() {
-    let faults = Faults {
-        digest_not_compared: true,
-        ..Faults::default()
-    };
-    found(faults, &["exposes"]);
-}
-
-#[test]
-fn a_stale_epoch_that_is_accepted_is_found() {
-    let faults = Faults {
-        stale_epoch_accepted: true,
-        ..Faults::default()
-    };
-    found(faults, &["is back after a later one"]);
+planted! {
+    a_lease_that_is_ignored_is_found: lease_ignored, ["is not idle at rest", "leaked pages"];
+    a_generation_that_is_not_checked_is_found: generation_unchecked, ["exposes"];
+    a_fence_that_is_skipped_is_found: fence_skipped, ["writes to a page"];
+    an_outcome_that_comes_twice_is_found: outcome_twice, ["ended twice"];
+    a_digest_that_is_not_compared_is_found: digest_not_compared, ["exposes"];
+    a_stale_epoch_that_is_accepted_is_found: stale_epoch_accepted, ["is back after a later one"];
+    a_late_write_after_a_fence_is_found: landing_after_fence, ["writes to a page"];
+    a_chunk_that_counts_twice_is_found: duplicate_counted, ["no bit has flipped", "exposes"];
+    a_quarantine_that_is_skipped_is_found: quarantine_skipped, ["writes to a page"];
+    pages_that_are_released_before_their_fence_are_found:
+        released_early, ["after it was released", "released twice", "of offer"];
+    a_seal_that_is_not_checked_is_found: seal_unchecked, ["with a forged handle", "is served from it"];
+    a_bound_that_is_not_checked_is_found: bound_unchecked, ["is served from it"];
+    an_offer_that_is_served_again_is_found: consumed_again, ["again"];
+    a_consumer_that_gave_up_and_counts_as_through_is_found: stop_is_commit, ["counts as consumed"];
+    a_decline_of_someone_else_is_found: decline_unchecked, ["declines it"];
+    a_push_that_is_never_forgotten_is_found: push_kept, ["is not idle at rest"];
+    a_deadline_that_is_ignored_is_found:
+        deadline_ignored, ["after its deadline", "has no outcome", "is not idle"];
 }

@@ -27,8 +27,8 @@ use crate::{
     refine::{Corner, Piece, Size},
 };
 use pieces::{Kept, Segment, Shape, Stage, View};
-pub use sides::{Conversions, Place, Progression, Rows, Side};
-use sides::{DENSE, Half};
+pub use sides::{Conversions, Observer, Place, Progression, Rows, Side};
+use sides::{DENSE, Half, asked_for};
 use strips::{Input, Out, convert};
 pub use threads::Step;
 use tiles::{Tile, Tiles};
@@ -70,7 +70,23 @@ struct Job<'a, S: ?Sized, T: ?Sized> {
     to: Place<'a>,
     source: &'a S,
     target: Option<&'a mut T>,
-    observer: Option<&'a mut dyn FnMut(Rows<'_>)>,
+    observer: Option<&'a mut dyn Observer>,
+}
+
+impl<S: ?Sized, T: ?Sized> Job<'_, S, T> {
+    /// The same for some of the tokens.
+    fn of<'b>(
+        &'b mut self,
+        part: Range<u32>,
+        observer: Option<&'b mut dyn Observer>,
+    ) -> Job<'b, S, T> {
+        Job {
+            part,
+            target: self.target.as_deref_mut(),
+            observer,
+            ..*self
+        }
+    }
 }
 
 impl Program {
@@ -195,7 +211,7 @@ impl Program {
         })
     }
 
-    /// [`run`](Self::run), showing every tile to `observer` on the way.
+    /// [`run`](Self::run), showing to `observer` the tiles of those tokens that it asks for, on the way.
     ///
     /// # Panics
     ///
@@ -212,55 +228,77 @@ impl Program {
         to: Place<'_>,
         source: &S,
         target: &mut T,
-        observer: &mut dyn FnMut(Rows<'_>),
+        observer: &mut dyn Observer,
     ) -> Counts {
-        self.go(Job {
-            conversions,
-            tokens,
-            part: 0..tokens,
-            from,
-            to,
-            source,
-            target: Some(&mut Alone(target)),
-            observer: Some(observer),
-        })
+        self.go_shown(
+            Job {
+                conversions,
+                tokens,
+                part: 0..tokens,
+                from,
+                to,
+                source,
+                target: Some(&mut Alone(target)),
+                observer: None,
+            },
+            observer,
+        )
     }
 
-    /// Shows `observer` every tile that [`run`](Self::run) would write of some of the box's `tokens` tokens, and writes
-    /// none.
+    /// Shows to `observer` the tiles of those tokens that it asks for, as [`run`](Self::run) would write them, and writes
+    /// none. The target is to be rows.
     ///
     /// # Panics
     ///
-    /// If a page, region or offset lies outside what `source` holds, or `part` outside of the box.
+    /// If the target is pages, or a page, region or offset lies outside what `source` holds.
     pub fn observe<S: Read + ?Sized>(
         &mut self,
         conversions: &Conversions,
         tokens: u32,
-        part: Range<u32>,
         from: Place<'_>,
         source: &S,
-        observer: &mut dyn FnMut(Rows<'_>),
+        observer: &mut dyn Observer,
     ) -> Counts {
-        assert!(part.end <= tokens, "tokens of the box");
-        self.go(Job::<S, Alone<'_, [moai_memory::Region]>> {
-            conversions,
-            tokens,
-            part,
-            from,
-            to: DENSE,
-            source,
-            target: None,
-            observer: Some(observer),
-        })
+        self.go_shown(
+            Job::<S, Alone<'_, [moai_memory::Region]>> {
+                conversions,
+                tokens,
+                part: 0..tokens,
+                from,
+                to: DENSE,
+                source,
+                target: None,
+                observer: None,
+            },
+            observer,
+        )
+    }
+
+    /// What nobody looks at goes straight from side to side, or nowhere if there is no target.
+    fn go_shown<S: Read + ?Sized, T: Target>(
+        &mut self,
+        mut job: Job<'_, S, T>,
+        observer: &mut dyn Observer,
+    ) -> Counts {
+        let (mut counts, mut left) = (Counts::default(), job.part.clone());
+        while !left.is_empty() {
+            let part = asked_for(observer, left.clone()).unwrap_or(left.end..left.end);
+            if job.target.is_some() {
+                counts += self.go(job.of(left.start..part.start, None));
+            }
+            left.start = part.end;
+            counts += self.go(job.of(part, Some(&mut *observer)));
+        }
+        counts
     }
 
     fn go<S: Read + ?Sized, T: Target>(&mut self, mut job: Job<'_, S, T>) -> Counts {
-        let [Some(a), Some(b)] = self.views(job.tokens, false) else {
-            return Counts::default();
-        };
         if job.part.is_empty() {
             return Counts::default();
         }
+        let [Some(a), Some(b)] = self.views(job.tokens, false) else {
+            return Counts::default();
+        };
         let params = self.views(job.tokens, true);
         let rows = u64::from(self.heads) * u64::from(job.tokens);
         let streaming = rows * self.target.row_bytes >= self.streaming_from;
@@ -438,7 +476,7 @@ impl Program {
             // Convert.
             let mut show = |codes: &[u8], params: &[u8]| {
                 if let Some(observer) = &mut job.observer {
-                    observer(Rows {
+                    observer.rows(Rows {
                         head: tile.head,
                         heads: tile.heads,
                         token: tile.token,

@@ -3,7 +3,7 @@
 #[path = "support/rng.rs"]
 mod rng;
 
-use std::{cell::Cell, collections::BTreeMap, sync::Arc};
+use std::{cell::Cell, collections::BTreeMap, ops::Range, sync::Arc};
 
 use moai_translate::{
     by_element::{self, Extent, Paged},
@@ -12,7 +12,7 @@ use moai_translate::{
     element::Element,
     format::{Pairing, Rope, RowFormat, RowScale},
     layout::{Extents, Layout, Notation, RowOrder, Split},
-    program::{Conversions, Place, Program, Progression, Side, Step},
+    program::{Conversions, Observer, Place, Program, Progression, Rows, Side, Step},
 };
 use rng::{Rng, cases};
 
@@ -291,6 +291,42 @@ fn formats(rng: &mut Rng, heads: u32, dim: u32) -> Vec<(RowFormat, RowFormat)> {
         .collect()
 }
 
+/// Rows that were shown, by head and token.
+type Seen = BTreeMap<(u32, u32), (Vec<u8>, Vec<u8>)>;
+
+/// Looks at some tokens, and keeps what it sees.
+struct Looker {
+    wants: Vec<bool>,
+    seen: Seen,
+}
+
+impl Observer for Looker {
+    fn wants(&self, from: u32) -> Option<Range<u32>> {
+        let wants = |&token: &u32| self.wants[token as usize];
+        let tokens = self.wants.len() as u32;
+        let start = (from..tokens).find(wants)?;
+        let end = (start..tokens).find(|token| !wants(token));
+        Some(start..end.unwrap_or(tokens))
+    }
+
+    fn rows(&mut self, rows: Rows<'_>) {
+        let count = (rows.heads * rows.tokens) as usize;
+        let bytes = [rows.codes.len() / count, rows.params.len() / count];
+        for i in 0..count as u32 {
+            let (head, token) = match rows.order {
+                RowOrder::TokenHead => (i % rows.heads, i / rows.heads),
+                RowOrder::HeadToken => (i / rows.tokens, i % rows.tokens),
+            };
+            let of = |all: &[u8], bytes: usize| all[i as usize * bytes..][..bytes].to_vec();
+            let row = (of(rows.codes, bytes[0]), of(rows.params, bytes[1]));
+            let before = self
+                .seen
+                .insert((rows.head + head, rows.token + token), row);
+            assert_eq!(before, None, "a row is shown once");
+        }
+    }
+}
+
 struct Memory(Vec<Vec<u8>>);
 
 impl moai_memory::Read for Memory {
@@ -388,6 +424,38 @@ fn programs_do_what_every_element_asks_for() {
                     );
                     assert_eq!(counts, wanted_counts);
                 }
+                // Whoever looks at some of it changes nothing, and sees what is written.
+                let mut look = |wants: &dyn Fn(&mut Rng) -> bool| {
+                    let mut looker = Looker {
+                        wants: (0..tokens).map(|_| wants(&mut rng)).collect(),
+                        seen: Seen::new(),
+                    };
+                    let (from, to) = (source.place(), target.place());
+                    let mut got = Memory(target.regions.clone());
+                    let counts = program.run_observed(
+                        &conversions,
+                        tokens,
+                        from,
+                        to,
+                        &memory,
+                        &mut got,
+                        &mut looker,
+                    );
+                    assert_eq!((got.0, counts), (wanted.0.clone(), wanted_counts));
+                    if rows_out {
+                        let written = std::mem::take(&mut looker.seen);
+                        program.observe(&conversions, tokens, from, &memory, &mut looker);
+                        assert_eq!(looker.seen, written, "what would be written is what was");
+                    }
+                    looker
+                };
+                let all = look(&|_| true);
+                assert_eq!(all.seen.len(), (heads * tokens) as usize);
+                let some = look(&|rng| rng.percent(30));
+                let expected = { all.seen.into_iter() }
+                    .filter(|((_, token), _)| some.wants[*token as usize])
+                    .collect();
+                assert_eq!(some.seen, expected);
             }
         }
     });

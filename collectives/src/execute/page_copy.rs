@@ -10,7 +10,7 @@ use moai_translate::{
 
 use super::{Requested, pages_of, source_place, sum::Sum, target_place};
 use crate::{
-    digest::{Coverage, DigestKey},
+    digest::DigestKey,
     negotiate::Role,
     plan::{Chunks, Pair},
 };
@@ -117,9 +117,6 @@ impl PageCopy {
             program,
             conversions,
         } = &mut self.steps[chunk.step as usize];
-        if key.coverage() == Coverage::Off {
-            return (self.copy(index, source, target), 0);
-        }
         let mut sum = Sum::of(&self.pair, chunk, key);
         let counts = program.run_observed(
             &conversions[chunk.layer as usize],
@@ -128,7 +125,7 @@ impl PageCopy {
             target_place(&self.requested, &self.pair, chunk),
             source,
             target,
-            &mut |rows| sum.add(rows),
+            &mut sum,
         );
         (counts, sum.total())
     }

@@ -7,7 +7,7 @@ use moai_translate::{
     convert::Conversion,
     format::Counts,
     layout::{Address, Layout, RowOrder},
-    program::{Conversions, Place, Program, Rows, Side},
+    program::{Conversions, Place, Program, Side},
     scheme::Params,
 };
 
@@ -69,13 +69,7 @@ impl Carry {
     ) -> (Counts, u64) {
         let conversions = &self.conversions[chunk.layer as usize];
         let tokens = chunk.tokens.count;
-        let (mut counts, mut next) = (Counts::default(), 0);
-        while let Some(part) = sum.covered_from(next) {
-            next = part.end;
-            let mut add = |rows: Rows<'_>| sum.add(rows);
-            counts +=
-                { &mut self.program }.observe(conversions, tokens, part, place, pool, &mut add);
-        }
+        let counts = { &mut self.program }.observe(conversions, tokens, place, pool, &mut sum);
         (counts, sum.total())
     }
 }
@@ -193,15 +187,6 @@ impl Runner {
         out: &mut [u8],
         key: &DigestKey,
     ) -> (Counts, u64) {
-        match key.coverage() {
-            Coverage::Off => return (self.gather(index, pool, out), 0),
-            // Looking for them on the way costs more than coming back for these few.
-            Coverage::Sample => {
-                let counts = self.gather(index, pool, out);
-                return (counts, self.digest(index, out, key));
-            }
-            Coverage::Wire | Coverage::Full => {}
-        }
         let chunk = &self.chunk(index);
         assert_eq!(out.len(), chunk.bytes as usize, "the buffer is the chunk's");
         let Carry {
@@ -216,7 +201,7 @@ impl Runner {
             dense(),
             pool,
             out,
-            &mut |rows| sum.add(rows),
+            &mut sum,
         );
         (counts, sum.total())
     }
@@ -319,7 +304,7 @@ impl Runner {
             target_place(&self.requested, &self.pair, chunk),
             rows,
             pool,
-            &mut |rows| sum.add(rows),
+            &mut sum,
         );
         (counts, [digest, sum.total()])
     }

@@ -2,10 +2,13 @@
 
 use std::ops::Range;
 
-use moai_translate::{layout::RowOrder, program::Rows};
+use moai_translate::{
+    layout::RowOrder,
+    program::{Observer, Rows},
+};
 
 use crate::{
-    digest::{Coverage, DigestKey, RowAt, RowsAt},
+    digest::{DigestKey, RowAt, RowsAt},
     plan::{Chunk, Pair},
 };
 
@@ -32,17 +35,6 @@ impl<'a> Sum<'a> {
         }
     }
 
-    /// Adds the rows of a tile of the chunk.
-    pub(super) fn add(&mut self, rows: Rows<'_>) {
-        self.add_from(
-            rows.order,
-            [rows.head, rows.token],
-            [rows.heads, rows.tokens],
-            rows.codes,
-            rows.params,
-        );
-    }
-
     /// Adds rows of the chunk, from its `[head, token]` on.
     pub(super) fn add_from(
         &mut self,
@@ -67,20 +59,26 @@ impl<'a> Sum<'a> {
         self.sum = self.sum.wrapping_add(self.key.rows(at, codes, params));
     }
 
-    /// The next tokens of the chunk that are digested, counted within it, from one of them on.
-    pub(super) fn covered_from(&self, from: u32) -> Option<Range<u32>> {
-        let tokens = self.chunk.tokens;
-        if self.key.coverage() != Coverage::Sample {
-            return (from < tokens.count).then_some(from..tokens.count);
-        }
-        let covers = |&n: &u32| {
-            let token = tokens.token + n * tokens.step;
-            self.key.covers(self.layer, self.component, token)
-        };
-        (from..tokens.count).find(covers).map(|n| n..n + 1)
-    }
-
     pub(super) fn total(&self) -> u64 {
         self.sum
+    }
+}
+
+impl Observer for Sum<'_> {
+    fn wants(&self, from: u32) -> Option<Range<u32>> {
+        let tokens = self.chunk.tokens;
+        let tokens = (tokens.token, tokens.step, tokens.count);
+        self.key
+            .covered_from((self.layer, self.component), tokens, from)
+    }
+
+    fn rows(&mut self, rows: Rows<'_>) {
+        self.add_from(
+            rows.order,
+            [rows.head, rows.token],
+            [rows.heads, rows.tokens],
+            rows.codes,
+            rows.params,
+        );
     }
 }

@@ -140,11 +140,6 @@ impl<N: Network> Driver<N> {
         let now = core.clock.now();
         let told = match accord {
             Ok(accord) => {
-                if core.accords.len() >= MAX_ENGINES
-                    && let Some(&some) = core.accords.keys().next()
-                {
-                    core.accords.remove(&some);
-                }
                 let digest_of_both = accord.digest;
                 core.accords.insert(digest, accord);
                 Ok(digest_of_both)
@@ -483,6 +478,7 @@ impl Core {
                     epoch,
                 });
             }
+            Action::Forgotten { digest } => drop(self.accords.remove(&digest)),
             Action::PeerLost {
                 engine, node, why, ..
             } => {

@@ -12,11 +12,14 @@ use super::{
     pulling::{Part, Pulling, pool},
     serving::parse_batch,
 };
-use crate::protocol::node::{LinkId, PartState, TransferId};
+use crate::protocol::node::{LinkId, LinkState, PartState, TransferId};
 
 /// Chunks of one part that are read straight into their pages at the same time, at most: one for each connection that
 /// its payload can be spread over. Further ones are collected first.
 const MAX_DIRECT: usize = moai_transport::limits::MAX_LANES as usize;
+
+/// Why payload is refused that comes before its link is ready.
+const EARLY: &str = "payload on a link that is not ready";
 
 /// What happens on an interface, for a driver.
 pub(super) struct Arrivals<'a> {
@@ -64,6 +67,17 @@ impl<'a> Arrivals<'a> {
     fn link(&mut self, peer: PeerId) -> Result<LinkId, Reject> {
         self.any = true;
         { self.core.links.link(peer) }.ok_or_else(|| Reject("this is no link".into()))
+    }
+
+    /// The link that payload comes by. Before both sides have agreed nothing was pulled, whether the greeting has begun or its
+    /// connection was made a moment ago.
+    fn payload_link(&mut self, peer: PeerId) -> Result<LinkId, Reject> {
+        use LinkState::{Lost, Ready};
+        self.any = true;
+        let link = self.core.links.link(peer);
+        let state = link.and_then(|link| self.core.node.link_state(link));
+        link.filter(|_| matches!(state, Some(Ready | Lost)))
+            .ok_or_else(|| Reject(EARLY.into()))
     }
 
     /// The part that a batch is of; `None` if its transfer is over.
@@ -178,7 +192,7 @@ impl Handler for Arrivals<'_> {
     }
 
     fn landing(&mut self, peer: PeerId, batch: Batch) -> Result<Landing, Reject> {
-        let link = self.link(peer)?;
+        let link = self.payload_link(peer)?;
         self.core.node.heard(link, self.core.clock.now());
         // What is not wanted any more is collected and dropped: the link goes on.
         let Some(at) = self.at(link, batch)? else {
@@ -277,6 +291,7 @@ impl Handler for Arrivals<'_> {
 
     fn closed(&mut self, peer: PeerId, why: Closed) {
         self.any = true;
+        let is_at_fault = matches!(why, Closed::Rejected(_) | Closed::Protocol(_));
         let why = why.to_string();
         if let Some(fresh) = self.fresh.iter_mut().find(|fresh| fresh.peer == peer) {
             fresh.closed = Some(why);
@@ -288,6 +303,10 @@ impl Handler for Arrivals<'_> {
         }
         if let Some(link) = self.core.links.remove(peer) {
             tracing::debug!(reason = %why, "connection closed");
+            if is_at_fault {
+                let now = self.core.clock.now();
+                self.core.node.violated(link, &why, now);
+            }
             self.core.link_gone(link, &why);
         }
     }

@@ -3,12 +3,10 @@
 use std::sync::Arc;
 
 use moai_memory::Region;
-use moai_translate::format::Counts;
 use moai_transport::{Interface, PeerId};
 
 use super::order::Order;
 use crate::{
-    digest::{Coverage, DigestKey},
     execute::{Agreed, PageCopy, Requested, Runner},
     protocol::node::LentKey,
 };
@@ -75,22 +73,5 @@ impl Borrowed {
             regions,
             order: Order::new(runner),
         }
-    }
-
-    /// Copies a chunk into the pages of the runner's rank, and digests what `key` covers of it.
-    pub(super) fn copy(
-        &mut self,
-        index: usize,
-        runner: &mut Runner,
-        pages: &mut [Region],
-        key: &DigestKey,
-    ) -> (Counts, u64) {
-        if key.coverage() != Coverage::Sample {
-            return self.copy.copy_digested(index, &self.regions, pages, key);
-        }
-        // A copy that nobody looks at goes straight from page to page; the few rows are read back.
-        let counts = self.copy.copy(index, &self.regions, pages);
-        let digest = runner.digest_written(index, &*pages, key);
-        (counts, digest.unwrap_or_default())
     }
 }

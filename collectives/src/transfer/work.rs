@@ -172,8 +172,12 @@ impl Core {
                     }
                     borrowed.order.advance();
                     let pages = pool(memory, &ranks.rank(part.runner.pair().target));
-                    let (counts, digest) =
-                        borrowed.copy(index, &mut part.runner, pages, &pulling.lent_key);
+                    let (counts, digest) = borrowed.copy.copy_digested(
+                        index,
+                        &borrowed.regions,
+                        pages,
+                        &pulling.lent_key,
+                    );
                     let [read, ..] = part.runner.row_bytes(index);
                     pace.add(chunk.bytes.into());
                     bytes += read;

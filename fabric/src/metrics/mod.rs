@@ -182,8 +182,8 @@ impl Metrics {
         for status in ["committed", "failed"] {
             drop(metrics.durations.get_or_create(&vec![("status", status)]));
         }
-        for transport in providers::NAMES {
-            let transport = ("transport", *transport);
+        for transport in providers::names() {
+            let transport = ("transport", transport);
             for status in ["mapped", "sent"] {
                 at_zero(&metrics.routes, vec![transport, ("status", status)]);
             }
@@ -266,10 +266,9 @@ fn reason(failure: &Failure) -> &'static str {
 
 /// A provider's name, if it is one of ours: a report of another process does not make labels.
 fn transport_label(name: &str) -> &'static str {
-    providers::NAMES
-        .iter()
-        .find(|known| **known == name)
-        .copied()
+    providers::names()
+        .into_iter()
+        .find(|known| *known == name)
         .unwrap_or("other")
 }
 

@@ -77,7 +77,7 @@ impl Counted {
                 None,
             ),
         };
-        for transport in providers::NAMES {
+        for transport in providers::names() {
             counted.add(transport, &Stats::default(), &Stats::default());
         }
         counted

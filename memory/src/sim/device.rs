@@ -12,7 +12,7 @@ use super::memory::{self, Engine, Located};
 use super::stream::SimStream;
 use crate::file;
 use crate::mapping::Access;
-use crate::{Domain, MemoryKind, Region, RegionError, Span, Stream, StreamError};
+use crate::{Domain, MemoryKind, Region, RegionError, Span, Stream, StreamError, domain_id};
 
 /// How a device behaves. The default is prompt, in order and without faults.
 #[derive(Clone, Debug, Default)]
@@ -76,11 +76,10 @@ impl SimDevice {
     /// If more than 1000 of a thousand jobs are to go wrong.
     #[must_use]
     pub fn new(config: SimConfig) -> Self {
-        static DEVICES: AtomicU64 = AtomicU64::new(0);
         let sum = config.faults.sum_per_mille();
         assert!(sum <= PER_MILLE, "faults of {sum} in {PER_MILLE} jobs");
         Self(Arc::new(Device {
-            id: DEVICES.fetch_add(1, Relaxed),
+            id: domain_id(),
             config,
             engine: Mutex::default(),
             tally: Tally::default(),
@@ -206,6 +205,10 @@ impl SimDevice {
 impl Domain for SimDevice {
     fn id(&self) -> u64 {
         self.0.id
+    }
+
+    fn handle(&self) -> Arc<dyn Domain> {
+        Arc::new(self.clone())
     }
 
     fn kind(&self) -> MemoryKind {

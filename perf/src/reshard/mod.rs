@@ -61,10 +61,12 @@ pub(crate) fn reshard(command: &Reshard) -> Result<(), Failure> {
         }
         let mut rounds: Vec<Vec<Round>> = cases.iter().map(|_| Vec::new()).collect();
         for round in 0..=command.rounds().most {
-            for (consumers, rounds) in open.iter_mut().zip(&mut rounds) {
-                let one = consumers.round(&mut producers)?;
+            // Another goes first in each round: whoever does finds memory that the others have used.
+            for turn in 0..open.len() {
+                let at = (turn + round as usize) % open.len();
+                let one = open[at].round(&mut producers)?;
                 if round > 0 {
-                    rounds.push(one);
+                    rounds[at].push(one);
                 }
             }
         }

@@ -44,6 +44,8 @@ pub(super) struct PullRun {
     held: u32,
     key: u64,
     deadline: u64,
+    /// Nobody made its handle who may.
+    forged: bool,
     parts: Vec<PartRun>,
     outcome: Option<Outcome>,
     /// Whether its pages are free, or decode's.
@@ -52,6 +54,8 @@ pub(super) struct PullRun {
 
 #[derive(Debug)]
 struct PartRun {
+    /// Ranks of the producer and of the consumer.
+    pair: (u32, u32),
     heads: std::ops::Range<u32>,
     /// Chunks that are being written.
     placing: u32,
@@ -167,6 +171,7 @@ impl World {
         grant: Option<u64>,
     ) -> Result<(), String> {
         let mut request = request;
+        let mut forged = false;
         let mut handle = handle
             .map(|handle| *handle)
             .or_else(|| self.requests[request].handle.clone());
@@ -178,6 +183,7 @@ impl World {
             } else if self.random.chance(30)
                 && let Some(said) = handle.as_ref().map(|handle| handle.fields().clone())
             {
+                forged = true;
                 handle = Some(self.forge(said));
             }
         }
@@ -228,6 +234,7 @@ impl World {
                     pages: 0,
                 });
                 runs.push(PartRun {
+                    pair: (source, target),
                     heads: range,
                     placing: 0,
                     fencing: false,
@@ -285,6 +292,7 @@ impl World {
             held,
             key,
             deadline: clock + within_ns,
+            forged,
             parts: runs,
             outcome: None,
             over: false,
@@ -530,9 +538,20 @@ impl World {
         }
         let (pages, request) = (run.pages.clone(), run.request);
         let committed = outcome == Outcome::Committed;
+        if committed && run.forged {
+            return Err(format!(
+                "transfer {} is committed with a forged handle",
+                id.0
+            ));
+        }
         run.outcome = Some(outcome);
         run.over = fenced;
+        let pairs: Vec<(u32, u32)> = run.parts.iter().map(|part| part.pair).collect();
         if committed {
+            let engine = process.engine;
+            let each = pairs.into_iter();
+            let each = each.map(|(source, target)| (request, engine, source, target));
+            self.committed.extend(each);
             process.pool.set(&pages, Owner::Exposed(request));
             let ns = self.random.range(MS, 500 * MS);
             self.after(ns, Event::Evict { pid, pages });
@@ -548,7 +567,8 @@ impl World {
     fn check(&mut self, pid: Pid, id: TransferId, layer: Option<u32>) -> Result<(), String> {
         let (layers, all) = (self.tuning().layers, self.tuning().heads);
         let process = &self.processes[pid];
-        let Some(run) = process.pulls.get(&id) else {
+        // What a liar gets is its own affair.
+        let Some(run) = process.pulls.get(&id).filter(|_| !self.lies(pid)) else {
             return Ok(());
         };
         let which: Vec<u32> = layer.map_or_else(|| (0..layers).collect(), |layer| vec![layer]);

@@ -1,8 +1,10 @@
 //! A seeded world of engines whose nodes run the real protocol over simulated links and memory.
 //!
 //! Producers offer requests, routers carry handles, consumers pull; meanwhile links are slow, reset, partitioned, processes
-//! stop, crash and restart under the same name, clocks differ, bits flip, writes are placed late, and some producers free
-//! pages that are still lent. Pages hold values, so that a wrong one is seen and not only flagged.
+//! stop, crash and restart under the same name or never come back, some are slow, clocks differ, bits flip, chunks come twice,
+//! writes are placed late, and some producers free pages that are still lent. In some worlds an engine lies: it leaves messages
+//! out, says them twice, changes them, says again what it said elsewhere, and makes up others. Pages hold values, so that a wrong
+//! one is seen and not only flagged.
 //!
 //! # What is checked after each event
 //!
@@ -10,14 +12,18 @@
 //! - What is committed, or reported layer by layer, has the right values.
 //! - Nothing is written to a page that is not being filled by that transfer, nor read from one that was released.
 //! - An engine's earlier life is never taken for its present one.
+//! - An offer serves a pair of ranks once, only who it is for, and only with a handle that its engine made; it counts as consumed
+//!   only if its consumer has all of it.
+//! - A push is declined only by who was asked. Digests differ only where bits flip.
 //!
-//! At rest no page is in use, no node has a transfer, an offer or a grant left, its tables are as small as its links ask for,
-//! both ends agree on one link, and no node has seen its protocol broken.
+//! At rest no page is in use, no node has a transfer, an offer or a grant left, or waits for a link, its tables are as small as its links ask for,
+//! both ends agree on one link, and no node has seen its protocol broken by one that does not lie.
 //!
 //! Everything is drawn from the seed: the same seed gives the same world.
 
 mod cache;
 mod consuming;
+mod lies;
 mod producing;
 mod random;
 mod world;
@@ -89,6 +95,14 @@ pub struct Summary {
     pub consumed: u64,
     /// Late messages and chunks that were discarded.
     pub late: u64,
+    /// Messages and chunks that a liar left out, changed or made up.
+    pub lies: u64,
+    /// Chunks that came twice.
+    pub repeats: u64,
+    /// Engines that went and did not come back.
+    pub departed: u64,
+    /// Pushes that were declined.
+    pub declined: u64,
 }
 
 impl Summary {
@@ -109,6 +123,10 @@ impl Summary {
         self.epochs_refused += other.epochs_refused;
         self.consumed += other.consumed;
         self.late += other.late;
+        self.lies += other.lies;
+        self.repeats += other.repeats;
+        self.departed += other.departed;
+        self.declined += other.declined;
     }
 }
 
@@ -127,7 +145,8 @@ impl fmt::Display for Summary {
             f,
             "{worlds} worlds, {events} events, {transfers} transfers: {committed} committed, {failed} failed, \
              {cancelled} cancelled ({} quarantined for a while, {} digests differed, {} found their pages reused), \
-             {} handles refused, {} offers consumed, {} restarts, {} links lost, {} stale epochs refused, {} late messages",
+             {} handles refused, {} offers consumed, {} restarts, {} links lost, {} stale epochs refused, {} late messages, \
+             {} lies, {} chunks twice, {} engines gone, {} pushes declined",
             self.quarantined,
             self.mismatches,
             self.stale,
@@ -136,7 +155,11 @@ impl fmt::Display for Summary {
             self.restarts,
             self.links_lost,
             self.epochs_refused,
-            self.late
+            self.late,
+            self.lies,
+            self.repeats,
+            self.departed,
+            self.declined
         )
     }
 }
@@ -146,6 +169,8 @@ impl fmt::Display for Summary {
 pub struct Violation {
     /// Seed of the world.
     pub seed: u64,
+    /// How large it is.
+    pub size: Size,
     /// When, in simulated nanoseconds.
     pub at_ns: u64,
     /// What.
@@ -154,12 +179,25 @@ pub struct Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, at_ns, what } = self;
+        let Self {
+            seed,
+            size,
+            at_ns,
+            what,
+        } = self;
         let ms = at_ns / 1_000_000;
         write!(
             f,
             "seed {seed}, after {ms} ms: {what}\nreplay: cargo run --release -p moai-tests --bin moai-sim -- --first {seed} --seeds 1"
-        )
+        )?;
+        match size {
+            Size::Small => Ok(()),
+            Size::Large {
+                producers,
+                consumers,
+                ranks,
+            } => write!(f, " --large {producers},{consumers},{ranks}"),
+        }
     }
 }
 
@@ -170,4 +208,30 @@ impl fmt::Display for Violation {
 /// The first [`Violation`].
 pub fn run(options: &Options) -> Result<Summary, Violation> {
     World::new(options).run()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_that_replays_a_world_names_its_size() {
+        let size = Size::Large {
+            producers: 3,
+            consumers: 2,
+            ranks: 8,
+        };
+        for (size, end) in [
+            (Size::Small, "--seeds 1"),
+            (size, "--seeds 1 --large 3,2,8"),
+        ] {
+            let violation = Violation {
+                seed: 7,
+                size,
+                at_ns: 0,
+                what: String::new(),
+            };
+            assert!(violation.to_string().ends_with(end), "{violation}");
+        }
+    }
 }

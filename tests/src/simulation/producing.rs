@@ -1,10 +1,16 @@
 //! Prefill: offers requests, and reads their pages for whoever pulls.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use moai_collectives::protocol::{
     handle::{Handle, page_set},
-    node::{ALL_LAYERS, Action, LinkId, OfferSpec, Owed, Pull, Reason, ServeId, Sums, TransferId},
+    node::{
+        ALL_LAYERS, Action, LinkId, OfferSpec, Owed, Pull, Reason, ServeId, Served, Sums,
+        TransferId,
+    },
 };
 
 use super::{
@@ -18,6 +24,10 @@ use super::{
 pub(super) struct OfferRun {
     request: usize,
     pages: Vec<u32>,
+    /// The engine that pulled last.
+    taker: Option<usize>,
+    /// Pairs of ranks that were served to their commit.
+    served: BTreeSet<(u32, u32)>,
 }
 
 /// A part that a process reads for.
@@ -26,6 +36,8 @@ pub(super) struct ServeRun {
     link: LinkId,
     at: (TransferId, u32),
     number: u64,
+    /// Ranks of the producer and of the consumer.
+    pair: (u32, u32),
     heads: std::ops::Range<u32>,
     key: u64,
     /// Chunks that are not read yet: layer and page of the request, by number.
@@ -85,6 +97,8 @@ impl World {
             OfferRun {
                 request,
                 pages: taken,
+                taker: None,
+                served: BTreeSet::new(),
             },
         );
         let (clock, unix) = (self.clock(pid), self.unix_ms(pid));
@@ -208,16 +222,71 @@ impl World {
                 self.processes[pid].machine.stopped(serve, clock);
                 Ok(())
             }
-            Action::Released { offer, .. } => {
+            Action::Released { offer, reason } => {
                 let process = &mut self.processes[pid];
                 let Some(run) = process.offers.remove(&offer) else {
                     return Err(format!("offer {offer} is released twice"));
                 };
                 process.pool.set(&run.pages, Owner::Free);
+                if reason == Reason::Consumed {
+                    return self.check_consumed(pid, &run);
+                }
+                Ok(())
+            }
+            Action::Served {
+                serve,
+                outcome: Served::Committed,
+                ..
+            } => {
+                let process = &mut self.processes[pid];
+                if let Some(run) = process.serves.remove(&serve)
+                    && let Some(offer) = process.offers.get_mut(&run.number)
+                {
+                    offer.served.insert(run.pair);
+                }
+                Ok(())
+            }
+            Action::Declined { offer, engine, .. } => {
+                self.summary.declined += 1;
+                let request = &self.requests[offer as usize - 1];
+                let asked = &self.engines[request.consumer].name;
+                if **asked != *engine {
+                    return Err(format!(
+                        "offer {offer} was pushed to {asked}, and {engine} declines it"
+                    ));
+                }
                 Ok(())
             }
             _ => Ok(()),
         }
+    }
+
+    /// An offer is consumed only if its consumer has all of it.
+    fn check_consumed(&self, pid: Pid, offer: &OfferRun) -> Result<(), String> {
+        let Some(taker) = offer.taker.filter(|&taker| Some(taker) != self.liar) else {
+            return Ok(());
+        };
+        let process = &self.processes[pid];
+        let heads = self.tuning().heads;
+        let (sources, targets) = (
+            self.engines[process.engine].ranks,
+            self.engines[taker].ranks,
+        );
+        for &source in &process.ranks {
+            for target in 0..targets {
+                let owed = !common(heads, (source, sources), (target, targets)).is_empty();
+                let has = self
+                    .committed
+                    .contains(&(offer.request, taker, source, target));
+                if owed && !has {
+                    return Err(format!(
+                        "an offer counts as consumed, and rank {target} of {} has not got what rank {source} owes it",
+                        self.engines[taker].name
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn serve(
@@ -236,9 +305,23 @@ impl World {
         let (sources, targets) = (self.engines[own].ranks, self.engines[consumer].ranks);
         let all = self.tuning().heads;
         let process = &mut self.processes[pid];
-        let Some(offer) = process.offers.get(&number) else {
+        let Some(offer) = process.offers.get_mut(&number) else {
             return Err(format!("offer {number} is served after it was released"));
         };
+        let request = &self.requests[offer.request];
+        if request.bound && request.consumer != consumer {
+            return Err(format!(
+                "offer {number} is for engine {}, and {engine} is served from it",
+                self.engines[request.consumer].name
+            ));
+        }
+        if offer.served.contains(&(pull.source, pull.target)) {
+            return Err(format!(
+                "offer {number} serves ranks {} and {} again",
+                pull.source, pull.target
+            ));
+        }
+        offer.taker = Some(consumer);
         let heads = common(
             all,
             (pull.source, sources),
@@ -273,6 +356,7 @@ impl World {
             link,
             at: (TransferId(pull.transfer), pull.part),
             number,
+            pair: (pull.source, pull.target),
             heads,
             key: pull.key,
             unread: (0..).zip(chunks).collect(),
@@ -294,6 +378,14 @@ impl World {
         let skip = self.random.below(4);
         let flips = self.tuning().flips_per_mille;
         let flip = self.random.chance(flips).then(|| self.random.next());
+        // Once more, or where it does not belong.
+        let (lies, repeats) = (
+            self.lies(pid) && !self.healed,
+            self.tuning().repeats_per_mille,
+        );
+        let again = self.random.chance(if lies { 50 } else { repeats });
+        let again = again.then(|| (self.repeat_after(), lies));
+        let pace = self.pace(pid);
         let process = &mut self.processes[pid];
         let Some(run) = process.serves.get_mut(&serve) else {
             return Ok(());
@@ -342,11 +434,36 @@ impl World {
         if let Some(bit) = flip {
             values[0] ^= 1 << (bit % 64);
         }
-        run.flying += 1;
+        run.flying += 1 + u32::from(again.is_some());
         run.left[layer as usize] -= 1;
         let done = run.left[layer as usize] == 0;
         let (link, to) = (run.link, run.at);
         let (conn, side, arrives) = self.payload_arrival(link);
+        if let Some((after, astray)) = again {
+            let mut to = to;
+            if astray {
+                self.summary.lies += 1;
+                to.0.0 =
+                    to.0.0
+                        .wrapping_add(self.random.below(3) as u64)
+                        .wrapping_sub(1);
+                to.1 = (to.1 + self.random.below(3) as u32).saturating_sub(1);
+            } else {
+                self.summary.repeats += 1;
+            }
+            self.at(
+                arrives + after,
+                Event::Data {
+                    conn,
+                    side,
+                    from: pid,
+                    serve,
+                    at: to,
+                    chunk,
+                    values: values.clone(),
+                },
+            );
+        }
         self.at(
             arrives,
             Event::Data {
@@ -371,7 +488,7 @@ impl World {
                 },
             );
         }
-        let ns = self.random.range(MS / 20, 3 * MS);
+        let ns = self.random.range(MS / 20, 3 * MS) * pace;
         self.after(ns, Event::SendChunk { pid, serve });
         Ok(())
     }

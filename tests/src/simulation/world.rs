@@ -185,6 +185,8 @@ pub(super) struct Engine {
     pub(super) produces: bool,
     pub(super) ranks: u32,
     nodes: u32,
+    /// How many times as long as others it takes for each chunk.
+    pub(super) slowness: u64,
     /// Processes of its present life.
     pub(super) pids: Vec<Pid>,
     pub(super) epoch: u64,
@@ -208,6 +210,11 @@ pub(super) struct World {
     pub(super) requests: Vec<Request>,
     pub(super) summary: Summary,
     pub(super) healed: bool,
+    /// The engine that lies, if there is one, and what it has said.
+    pub(super) liar: Option<usize>,
+    pub(super) said: Vec<Vec<u8>>,
+    /// Pairs of ranks that consumers have all of, by request and engine.
+    pub(super) committed: BTreeSet<(usize, usize, u32, u32)>,
 }
 
 /// What a world is like.
@@ -220,6 +227,8 @@ pub(super) struct Tuning {
     pub(super) place_ns: u64,
     pub(super) flips_per_mille: u64,
     pub(super) betrayals_per_mille: u64,
+    /// Chunks that arrive twice.
+    pub(super) repeats_per_mille: u64,
     chaos: u32,
     pub(super) pages: u32,
     pub(super) until: u64,
@@ -246,6 +255,7 @@ impl World {
             },
             flips_per_mille: if sick { 10 } else { 0 },
             betrayals_per_mille: if random.chance(250) { 100 } else { 0 },
+            repeats_per_mille: 0,
             chaos: if large { 12 } else { random.range(0, 8) as u32 },
             pages: if large {
                 256
@@ -275,8 +285,14 @@ impl World {
                 ..Summary::default()
             },
             healed: false,
+            liar: None,
+            said: Vec::new(),
+            committed: BTreeSet::new(),
         };
         world.populate();
+        if !large {
+            world.spoil();
+        }
         world
     }
 
@@ -313,6 +329,7 @@ impl World {
                 produces,
                 ranks,
                 nodes,
+                slowness: 1,
                 pids: Vec::new(),
                 epoch: 0,
             });
@@ -349,6 +366,26 @@ impl World {
         self.at(until, Event::Heal);
         if self.size != Size::Small {
             self.at(until, Event::Look { rested: false });
+        }
+    }
+
+    /// What some small worlds have to bear besides. Where a peer writes without asking, it is believed that it stops when it says
+    /// so, and the network that nothing comes twice.
+    fn spoil(&mut self) {
+        if self.random.chance(300) {
+            let slow = self.random.below(self.engines.len());
+            self.engines[slow].slowness = self.random.range(2, 60);
+        }
+        match self.random.below(5) {
+            0 => {
+                self.config.one_sided = false;
+                self.liar = Some(self.random.below(self.engines.len()));
+            }
+            1 => {
+                self.config.one_sided = false;
+                self.config.repeats_per_mille = 50;
+            }
+            _ => {}
         }
     }
 
@@ -513,6 +550,7 @@ impl World {
     fn violation(&self, what: String) -> Violation {
         Violation {
             seed: self.seed,
+            size: self.size,
             at_ns: self.now,
             what,
         }
@@ -714,7 +752,11 @@ impl World {
                         why,
                     },
             } => {
-                // All nodes are honest.
+                if self.may_break(self.conns[ends(link).0].ends) {
+                    let reason = Reason::Protocol;
+                    self.send(link, Message::Reject { reason, why }.encode());
+                    return Ok(());
+                }
                 return Err(format!(
                     "a node finds the protocol broken on link {}: {why}",
                     link.0
@@ -756,9 +798,11 @@ impl World {
                 }
             }
             Action::PeerLost { .. } => self.summary.links_lost += 1,
-            Action::Superseded { .. } => {
-                // Another life has the name: this one goes.
-                self.kill(pid);
+            Action::Superseded { engine } => {
+                // Another life has the name: this one goes, unless a liar says so.
+                if self.liar.is_none() || self.engine_named(&engine) != self.liar {
+                    self.kill(pid);
+                }
             }
             producing @ (Action::Serve { .. }
             | Action::Ready { .. }
@@ -795,7 +839,15 @@ impl World {
 
     fn send(&mut self, link: LinkId, bytes: Vec<u8>) {
         let (conn, side) = ends(link);
-        if self.conns[conn].open[side] {
+        if !self.conns[conn].open[side] {
+            return;
+        }
+        let said = if self.lies(self.conns[conn].ends[side]) {
+            self.distort(bytes)
+        } else {
+            vec![bytes]
+        };
+        for bytes in said {
             let at = self.arrival(conn, 1 - side);
             self.at(
                 at,
@@ -895,6 +947,13 @@ impl World {
             3_500 * MS
         };
         match self.random.below(6) {
+            // Gone for good.
+            0 if self.is_small() && self.random.chance(200) => {
+                for &pid in &pids {
+                    self.kill(pid);
+                }
+                self.summary.departed += 1;
+            }
             // Crash, and restart under the same name.
             0 | 1 => {
                 for &pid in &pids {
@@ -955,13 +1014,20 @@ impl World {
             self.summary.consumed += counters.offers_consumed;
             self.summary.late += counters.late;
             self.summary.quarantined += counters.quarantined;
-            if counters.protocol_errors > 0 {
+            let spoilt = self.liar.is_some() || self.config.repeats_per_mille > 0;
+            if counters.protocol_errors > 0 && !spoilt {
                 return Err(format!(
                     "{name} saw the protocol broken {} times",
                     counters.protocol_errors
                 ));
             }
-            if !process.alive {
+            let flips = self.config.flips_per_mille > 0 || self.liar.is_some();
+            if counters.digest_mismatches > 0 && !flips {
+                return Err(format!(
+                    "{name} found that digests differ, and no bit has flipped"
+                ));
+            }
+            if !process.alive || self.lies(pid) {
                 continue;
             }
             for (transfer, run) in &process.pulls {
@@ -1011,7 +1077,7 @@ impl World {
                 &self.processes[there],
                 &self.engines[self.processes[there].engine],
             );
-            if !process.alive {
+            if !process.alive || self.lies(there) {
                 continue;
             }
             let here = self.processes[pid]

@@ -355,6 +355,11 @@ fn wait<R>(answers: &Receiver<R>, meanwhile: &mut dyn FnMut()) -> Result<R, Recv
 /// Names the way and the seed of a process that is the other side.
 const CHILD: &str = "MOAI_CONFORMANCE_CHILD";
 
+/// Whether this process is one that a test has started.
+pub(crate) fn is_a_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
 /// If this process is the other side of a test: serves it, and says so.
 pub(crate) fn is_child() -> bool {
     let Ok(text) = std::env::var(CHILD) else {

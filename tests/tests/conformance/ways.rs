@@ -8,10 +8,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
+use moai_tests::plugins;
 use moai_transport::{Address, Interface, Provider, Stack};
+use moai_transport_plugin::{Opening, Plugin};
 use moai_transport_shm::{Listen, ShmConfig, ShmProvider};
 use moai_transport_tcp::{Security, TcpConfig, TcpProvider};
 
+use crate::far;
 use crate::memory::Device;
 use crate::node::Node;
 use crate::run::Absent;
@@ -31,6 +34,10 @@ pub(crate) enum Way {
     Shm {
         foreign: bool,
     },
+    /// A provider behind the C ABI, in a shared object: shared memory, or tcp.
+    Plugin {
+        tcp: bool,
+    },
     /// Both at once, and the best of them taken; or tcp, as where shared memory cannot be had.
     Stack {
         falls_back: bool,
@@ -38,7 +45,7 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Tls {
             lanes: 1,
             seals: true,
@@ -51,6 +58,8 @@ impl Way {
         Self::Tcp { lanes: 3 },
         Self::Shm { foreign: true },
         Self::Shm { foreign: false },
+        Self::Plugin { tcp: false },
+        Self::Plugin { tcp: true },
         Self::Stack { falls_back: false },
         Self::Stack { falls_back: true },
     ];
@@ -60,6 +69,8 @@ impl Way {
         match self {
             Self::Tcp { .. } | Self::Tls { .. } | Self::Stack { falls_back: true } => "tcp",
             Self::Shm { .. } | Self::Stack { falls_back: false } => "shm",
+            Self::Plugin { tcp: false } => "sim",
+            Self::Plugin { tcp: true } => "simtcp",
         }
     }
 
@@ -87,10 +98,19 @@ impl Way {
                     ..ShmConfig::default()
                 });
                 Box::new(if foreign {
-                    provider.with_device(Arc::new(device.0.clone()))
+                    provider.with_device(Arc::new(device.sim.clone()))
                 } else {
                     provider
                 })
+            }
+            Self::Plugin { .. } => {
+                let mut all = plugin().transports.iter();
+                let one = all.find(|one| one.name() == self.provider_name());
+                let opening = Opening {
+                    listens,
+                    ..Opening::default()
+                };
+                Box::new(one.expect("the plug-in has it").clone().opened(opening))
             }
             Self::Stack { .. } => unreachable!("it is made of others"),
         }
@@ -135,11 +155,17 @@ impl Way {
     pub(crate) fn descriptors_an_endpoint(self) -> usize {
         match self {
             Self::Tcp { lanes } | Self::Tls { lanes, .. } => 2 * lanes as usize,
-            Self::Shm { .. } | Self::Stack { .. } => 10,
+            Self::Plugin { tcp: true } => 2,
+            Self::Shm { .. } | Self::Plugin { tcp: false } | Self::Stack { .. } => 10,
         }
     }
 
     pub(crate) fn node(self, listens: bool, device: Device, seed: u64) -> Result<Node, Absent> {
+        // Memory of a device, too, is that of the plug-in, for one of both.
+        let device = match self {
+            Self::Plugin { tcp: false } => device.of(&plugin().domains[0]),
+            _ => device,
+        };
         Ok(Node::new(self.open(listens, &device)?, device, seed))
     }
 }
@@ -155,6 +181,8 @@ impl fmt::Display for Way {
             } => write!(f, "tls-{lanes}-open"),
             Self::Shm { foreign: true } => f.write_str("shm"),
             Self::Shm { foreign: false } => f.write_str("shm-framed"),
+            Self::Plugin { tcp: false } => f.write_str("plugin"),
+            Self::Plugin { tcp: true } => f.write_str("plugin-tcp"),
             Self::Stack { falls_back: false } => f.write_str("stack"),
             Self::Stack { falls_back: true } => f.write_str("stack-fallback"),
         }
@@ -168,6 +196,19 @@ impl FromStr for Way {
         let found = Self::ALL.into_iter().find(|way| way.to_string() == text);
         found.ok_or_else(|| format!("no way is called {text}"))
     }
+}
+
+/// The shared object, loaded. Processes of a test take it as it is: whoever has started them has built it.
+fn plugin() -> &'static Plugin {
+    static PLUGIN: OnceLock<Arc<Plugin>> = OnceLock::new();
+    PLUGIN.get_or_init(|| {
+        let path = if far::is_a_child() {
+            plugins::example_path("plugin_sim")
+        } else {
+            plugins::example("plugin_sim")
+        };
+        moai_transport_plugin::load(&path).expect("the plug-in loads")
+    })
 }
 
 /// A file with a key that nobody else is to use: the processes of a test hold the same.

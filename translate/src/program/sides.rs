@@ -1,6 +1,6 @@
 //! The two sides of a program, and what a request says of them.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use super::pieces::View;
 use crate::{
@@ -134,6 +134,34 @@ pub struct Rows<'a> {
     pub codes: &'a [u8],
     /// The parameters of all rows.
     pub params: &'a [u8],
+}
+
+/// What looks at rows while a program has them in the caches.
+pub trait Observer {
+    /// The next tokens, counted within the box, whose rows it wants to see, from `from` on; `None` if it wants no more. A
+    /// program asks before it comes to a token, and once more from the end of what it was told.
+    fn wants(&self, from: u32) -> Option<Range<u32>>;
+
+    /// Some of these rows.
+    fn rows(&mut self, rows: Rows<'_>);
+}
+
+/// Sees all rows.
+impl<F: FnMut(Rows<'_>)> Observer for F {
+    fn wants(&self, from: u32) -> Option<Range<u32>> {
+        Some(from..u32::MAX)
+    }
+
+    fn rows(&mut self, rows: Rows<'_>) {
+        self(rows);
+    }
+}
+
+/// What of these tokens is to be shown next.
+pub(super) fn asked_for(observer: &dyn Observer, among: Range<u32>) -> Option<Range<u32>> {
+    let wanted = observer.wants(among.start)?;
+    let part = wanted.start.max(among.start)..wanted.end.min(among.end);
+    (!part.is_empty()).then_some(part)
 }
 
 /// A side and the bytes of its rows.

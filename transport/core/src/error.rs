@@ -156,6 +156,16 @@ pub enum Error {
         /// What is wrong with it, and what would help.
         problem: String,
     },
+    /// A provider that was loaded failed in a way of its own, or broke the contract.
+    #[error("provider {provider} failed in {call}: {problem}")]
+    Provider {
+        /// Name of the provider.
+        provider: &'static str,
+        /// What was asked of it.
+        call: &'static str,
+        /// What it said, or what is wrong with its answer.
+        problem: String,
+    },
     /// A system call failed.
     #[error("{call} failed: {cause}")]
     Os {

@@ -67,6 +67,9 @@ pub enum Closed {
     /// The peer could not prove who it is, or is someone whom this side does not let in; or the peer did not let us in.
     #[error("not authenticated: {0}")]
     Unauthenticated(#[source] Unauthenticated),
+    /// A provider that was loaded gives a reason of its own, or broke the contract; the connection is of no use.
+    #[error("the provider gave up: {0}")]
+    Provider(String),
     /// This side finished the connection, and everything queued has gone out.
     #[error("closed by this side")]
     ByUs,

@@ -60,6 +60,12 @@ impl Rights {
     pub const fn bits(self) -> u8 {
         self.0
     }
+
+    /// Of such a number; `None` if it is more.
+    #[must_use]
+    pub const fn from_bits(bits: u8) -> Option<Self> {
+        if bits > 7 { None } else { Some(Self(bits)) }
+    }
 }
 
 /// Registered memory of a peer, as the bytes it has sent describe it.

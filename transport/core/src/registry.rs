@@ -17,7 +17,8 @@ pub struct RegistrationId {
 
 impl RegistrationId {
     /// The registration in entry `slot` during use `generation` of that entry. For those who keep a table themselves.
-    pub(crate) const fn new(slot: u32, generation: u32) -> Self {
+    #[must_use]
+    pub const fn new(slot: u32, generation: u32) -> Self {
         Self { slot, generation }
     }
 

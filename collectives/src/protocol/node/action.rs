@@ -235,6 +235,11 @@ pub enum Action {
         /// The descriptor.
         descriptor: Arc<[u8]>,
     },
+    /// What was agreed about a descriptor is not needed any more: it will be negotiated again.
+    Forgotten {
+        /// SHA-256 of the descriptor.
+        digest: [u8; 32],
+    },
     /// A node can be talked to.
     PeerUp {
         /// Name of the engine.

@@ -102,6 +102,28 @@ pub struct Faults {
     pub outcome_twice: bool,
     pub digest_not_compared: bool,
     pub stale_epoch_accepted: bool,
+    /// A chunk is let in after its transfer was fenced.
+    pub landing_after_fence: bool,
+    /// A chunk that comes twice counts twice.
+    pub duplicate_counted: bool,
+    /// Pages are free at the deadline, whatever may still write.
+    pub quarantine_skipped: bool,
+    /// Pages of an offer are free while someone is served.
+    pub released_early: bool,
+    /// A handle is believed whoever sealed it.
+    pub seal_unchecked: bool,
+    /// A handle serves engines that it is not for.
+    pub bound_unchecked: bool,
+    /// What has been pulled is served again.
+    pub consumed_again: bool,
+    /// A consumer that gave up counts as one that has all.
+    pub stop_is_commit: bool,
+    /// A push is declined by whoever says so.
+    pub decline_unchecked: bool,
+    /// Nodes are dialled for pushes of offers that have ended.
+    pub push_kept: bool,
+    /// A deadline passes unnoticed.
+    pub deadline_ignored: bool,
 }
 
 impl Config {

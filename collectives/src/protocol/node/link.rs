@@ -13,7 +13,10 @@ use super::{
     timers::Timer,
 };
 use crate::{
-    limits::{DESCRIPTOR_PART_BYTES, MAX_DESCRIBING, MAX_ENGINES, MAX_LINKS, MAX_RETIRED_EPOCHS},
+    limits::{
+        DESCRIPTOR_PART_BYTES, MAX_DESCRIBING, MAX_ENGINES, MAX_FORMER_ENGINES,
+        MAX_IDLE_DESCRIPTORS, MAX_LINKS, MAX_RETIRED_EPOCHS,
+    },
     protocol::handle::check_engine_name,
 };
 
@@ -169,7 +172,13 @@ impl Peer {
 
     /// Entries of its tables.
     pub(super) fn size(&self) -> usize {
-        self.nodes.len() + self.rank_at.len()
+        let waiting = |node: &PeerNode| node.waiting.len() + node.pushes.len();
+        self.nodes.len() + self.rank_at.len() + self.nodes.values().map(waiting).sum::<usize>()
+    }
+
+    /// Whether something waits for a link to any of its nodes.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.nodes.values().any(|node| node.is_wanted(false))
     }
 
     pub(super) fn node_of(&self, rank: u32) -> Option<u32> {
@@ -215,14 +224,21 @@ impl Node {
     /// If the name cannot be that of an engine, or there are too many.
     pub fn know(&mut self, engine: &str, nodes: &[(u32, Vec<u32>)]) -> Result<(), String> {
         let peer = self.peer(engine).map_err(|(_, why)| why)?;
-        let peer = &mut self.peers[peer];
-        for node in peer.nodes.values_mut() {
+        let this = &mut self.peers[peer];
+        let before: Vec<u32> = this.nodes.keys().copied().collect();
+        for node in this.nodes.values_mut() {
             node.known = false;
         }
+        this.keep &= !nodes.is_empty();
         for (node, ranks) in nodes {
-            peer.nodes.entry(*node).or_default().known = true;
-            peer.rank_at.extend(ranks.iter().map(|&rank| (rank, *node)));
+            this.nodes.entry(*node).or_default().known = true;
+            this.rank_at.extend(ranks.iter().map(|&rank| (rank, *node)));
         }
+        // An engine that moves about leaves nothing where it was.
+        for node in before {
+            self.forget_node(peer, node);
+        }
+        self.forget_engine(peer);
         Ok(())
     }
 
@@ -288,6 +304,7 @@ impl Node {
             self.part_unreachable(transfer, part, why);
         }
         self.pause_then_dial(peer, node);
+        self.forget_node(peer, node);
     }
 
     /// No transport that may be used leads to a node: whatever waits for it fails at once.
@@ -305,6 +322,19 @@ impl Node {
             self.part_without_path(transfer, part, why);
         }
         self.pause_then_dial(peer, node);
+        self.forget_node(peer, node);
+    }
+
+    /// The transport refused what came by a link, and closes it: `closed` follows.
+    pub fn violated(&mut self, link: LinkId, what: &str, now_ns: u64) {
+        self.at(now_ns);
+        if self
+            .link_state(link)
+            .is_some_and(|state| state != LinkState::Lost)
+        {
+            self.counters.protocol_errors += 1;
+            self.lose(link, Cause::Protocol(what.to_owned()), false);
+        }
     }
 
     /// A link is closed, by either side: nothing that came by it can touch memory any more.
@@ -338,7 +368,48 @@ impl Node {
             this.nodes.remove(&node);
             this.rank_at.retain(|_, at| *at != node);
             self.timers.clear(Timer::Dial(peer, node));
+            self.forget_engine(peer);
         }
+    }
+
+    /// Whether nobody told of an engine, and nothing links to it.
+    fn is_former(&self, peer: usize) -> bool {
+        let this = &self.peers[peer];
+        let linked = |link: &Link| link.peer.is_some_and(|(of, _)| of == peer);
+        this.nodes.is_empty() && !this.keep && !self.links.values().any(linked)
+    }
+
+    /// Forgets an engine that only its links told of. Of those that lived, some are kept, so that an earlier life of theirs
+    /// does not come back.
+    fn forget_engine(&mut self, peer: usize) {
+        if !self.by_name.contains_key(&self.peers[peer].name) || !self.is_former(peer) {
+            return;
+        }
+        self.former.retain(|&of| of != peer);
+        if self.peers[peer].epoch.is_none() {
+            return self.drop_engine(peer);
+        }
+        self.former.push_back(peer);
+        if self.former.len() > MAX_FORMER_ENGINES {
+            self.drop_oldest();
+        }
+    }
+
+    /// Drops the engine that left the longest time ago; whether there was one.
+    fn drop_oldest(&mut self) -> bool {
+        while let Some(oldest) = self.former.pop_front() {
+            // Some have come back.
+            if self.is_former(oldest) {
+                self.drop_engine(oldest);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn drop_engine(&mut self, peer: usize) {
+        self.by_name.remove(&self.peers[peer].name);
+        self.free_peers.push(peer);
     }
 
     /// Something was heard on a link besides messages.
@@ -470,34 +541,17 @@ impl Node {
             rank_at: BTreeMap::new(),
             keep: false,
         };
-        let at = if self.peers.len() < MAX_ENGINES {
-            self.peers.push(fresh);
-            self.peers.len() - 1
-        } else {
-            // Whoever nobody told us of and nothing links to gives way.
-            let idle = |peer: &Peer| {
-                let idle = |n: &PeerNode| {
-                    n.link.is_none() && !n.known && !n.is_wanted(false) && !n.dialling
-                };
-                !peer.keep && peer.nodes.values().all(idle)
-            };
-            let used = |at: usize, links: &BTreeMap<LinkId, Link>| {
-                links
-                    .values()
-                    .any(|link| link.peer.is_some_and(|(peer, _)| peer == at))
-            };
-            let at =
-                (0..self.peers.len()).find(|&at| idle(&self.peers[at]) && !used(at, &self.links));
-            let Some(at) = at else {
-                return Err((
-                    Reason::Busy,
-                    format!("{MAX_ENGINES} engines are known already"),
-                ));
-            };
-            self.by_name.remove(&self.peers[at].name);
-            self.peers[at] = fresh;
-            at
-        };
+        if self.by_name.len() >= MAX_ENGINES && !self.drop_oldest() {
+            return Err((
+                Reason::Busy,
+                format!("{MAX_ENGINES} engines are known already"),
+            ));
+        }
+        let at = self.free_peers.pop().unwrap_or(self.peers.len());
+        match self.peers.get_mut(at) {
+            Some(free) => *free = fresh,
+            None => self.peers.push(fresh),
+        }
         self.by_name.insert(name, at);
         Ok(at)
     }
@@ -527,6 +581,20 @@ impl Node {
     pub(super) fn waits_not(&mut self, peer: usize, node: u32, part: (TransferId, u32)) {
         if let Some(entry) = self.peers[peer].nodes.get_mut(&node) {
             entry.waiting.remove(&part);
+        }
+        self.forget_node(peer, node);
+    }
+
+    /// An offer is not to be pushed any more to nodes that there was no link to.
+    pub(super) fn pushes_not(&mut self, engine: &str, nodes: &BTreeSet<u32>, offer: u64) {
+        let Some(&peer) = self.by_name.get(engine) else {
+            return;
+        };
+        for &node in nodes {
+            if let Some(entry) = self.peers[peer].nodes.get_mut(&node) {
+                entry.pushes.remove(&offer);
+            }
+            self.forget_node(peer, node);
         }
     }
 
@@ -601,9 +669,17 @@ impl Node {
     }
 
     fn greeted(&mut self, link: LinkId, hello: Box<Hello>) {
+        let engine = hello.engine.clone();
         match self.admit(link, &hello) {
-            Err((Reason::Protocol, what)) => self.broke(link, what),
-            Err((reason, why)) => self.turn_away(link, reason, why),
+            Err((reason, why)) => {
+                match reason {
+                    Reason::Protocol => self.broke(link, why),
+                    _ => self.turn_away(link, reason, why),
+                }
+                if let Some(&peer) = self.by_name.get(engine.as_str()) {
+                    self.forget_engine(peer);
+                }
+            }
             Ok(peer) => {
                 let Some(this) = self.links.get_mut(&link) else {
                     return;
@@ -688,6 +764,7 @@ impl Node {
         let dialled = this.dialled;
         let peer = self.peer(&hello.engine)?;
         self.is_current(peer, hello.epoch)?;
+        self.holds(peer, hello)?;
         // Both sides dialled: the link of the smaller name stays.
         let other = self.peers[peer]
             .nodes
@@ -710,6 +787,35 @@ impl Node {
             }
         }
         Ok(peer)
+    }
+
+    /// Whether a node may say that it holds its ranks: not if a node that is linked to in the same life does. What a directory
+    /// says may be older.
+    fn holds(&self, peer: usize, hello: &Hello) -> Result<(), (Reason, String)> {
+        let this = &self.peers[peer];
+        let is_sure = |node: u32| {
+            this.nodes.get(&node).is_some_and(|entry| {
+                let link = entry.link.and_then(|link| self.links.get(&link));
+                let met = |link: &Link| {
+                    let there = link.hello.as_ref();
+                    link.state != LinkState::Greeting
+                        && there.is_some_and(|there| there.epoch == hello.epoch)
+                };
+                link.is_some_and(met)
+            })
+        };
+        for &rank in &hello.ranks {
+            if let Some(at) = this.node_of(rank).filter(|&at| at != hello.node)
+                && is_sure(at)
+            {
+                let (node, name) = (hello.node, &this.name);
+                let why = format!(
+                    "node {node} of {name} says that it holds rank {rank}, as does node {at}; give each rank to one node"
+                );
+                return Err((Reason::Misdirected, why));
+            }
+        }
+        Ok(())
     }
 
     fn is_current(&mut self, peer: usize, epoch: u64) -> Result<(), (Reason, String)> {
@@ -820,16 +926,12 @@ impl Node {
             }
             None => {
                 let fetching = |d: &&Description| matches!(d, Description::Fetching(..));
-                if self.descriptions.len() >= MAX_ENGINES {
-                    let known = |d: &Description| matches!(d, Description::Known(_));
-                    let old = self
-                        .descriptions
-                        .iter()
-                        .find(|(_, d)| known(d))
-                        .map(|(digest, _)| *digest);
-                    if let Some(old) = old {
-                        self.descriptions.remove(&old);
-                    }
+                if self.descriptions.len() >= MAX_IDLE_DESCRIPTORS
+                    && !self.forget_description()
+                    && self.descriptions.len() >= MAX_ENGINES
+                {
+                    let why = format!("descriptors of {MAX_ENGINES} engines are in use");
+                    return self.turn_away(link, Reason::Busy, why);
                 }
                 let busy = self.describing.len() > 1
                     && self.descriptions.values().filter(fetching).count() >= MAX_DESCRIBING;
@@ -840,6 +942,28 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// Forgets what was agreed with an engine that nothing links to, so that there is room; whether there was one.
+    fn forget_description(&mut self) -> bool {
+        let links = self.links.values();
+        let used: BTreeSet<[u8; 32]> = links
+            .filter_map(|link| Some(link.hello.as_ref()?.descriptor))
+            .collect();
+        let idle = |(digest, of): &(&[u8; 32], &Description)| {
+            matches!(of, Description::Known(_)) && !used.contains(*digest)
+        };
+        let Some(digest) = self
+            .descriptions
+            .iter()
+            .find(idle)
+            .map(|(digest, _)| *digest)
+        else {
+            return false;
+        };
+        self.descriptions.remove(&digest);
+        self.actions.push_back(Action::Forgotten { digest });
+        true
     }
 
     fn describe_waiting(&mut self) {

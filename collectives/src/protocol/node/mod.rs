@@ -127,6 +127,10 @@ pub struct Node {
     // Links and who is at their other end.
     peers: Vec<Peer>,
     by_name: BTreeMap<Arc<str>, usize>,
+    /// Engines that nobody told of and nothing links to any more, those that left first in front.
+    former: VecDeque<usize>,
+    /// Places in `peers` that are free.
+    free_peers: Vec<usize>,
     links: BTreeMap<LinkId, Link>,
     describing: BTreeSet<LinkId>,
     descriptions: BTreeMap<[u8; 32], Description>,
@@ -214,6 +218,8 @@ impl Node {
             counters: Counters::default(),
             peers: Vec::new(),
             by_name: BTreeMap::new(),
+            former: VecDeque::new(),
+            free_peers: Vec::new(),
             links: BTreeMap::new(),
             describing: BTreeSet::new(),
             descriptions: BTreeMap::new(),
@@ -258,7 +264,8 @@ impl Node {
     #[must_use]
     pub fn size(&self) -> usize {
         let parts: usize = self.transfers.values().map(Transfer::parts).sum();
-        let peers: usize = self.peers.iter().map(Peer::size).sum();
+        let engines = self.by_name.values();
+        let peers: usize = engines.map(|&peer| 1 + self.peers[peer].size()).sum();
         self.links.len()
             + self.offers.len()
             + self.serves.len()
@@ -270,10 +277,11 @@ impl Node {
             + self.timers.len()
     }
 
-    /// Offers, grants, parts that are served, and transfers that are not over.
+    /// Whether there are no offers, grants, parts that are served, and transfers that are not over, and nothing waits for a link.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.offers.is_empty()
+        !self.peers.iter().any(Peer::is_awaited)
+            && self.offers.is_empty()
             && self.grants.is_empty()
             && self.serves.is_empty()
             && self.transfers.is_empty()

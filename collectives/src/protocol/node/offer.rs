@@ -1,10 +1,15 @@
 //! Offers: a producer keeps a request's pages for whoever has the handle, as long as the lease lasts.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use super::{ALL_LAYERS, Action, Node, Reason, ServeId, Trace, timers::Timer};
+use super::{
+    ALL_LAYERS, Action, Node, Reason, ServeId, Trace, push::Push, serve::Serve, timers::Timer,
+};
 use crate::{
-    limits::{MAX_LAYERS, MAX_OFFERS},
+    limits::{MAX_LAYERS, MAX_OFFERS, MAX_PULL_MS},
     protocol::handle::{Handle, HandleFields, HandleKind},
 };
 
@@ -35,7 +40,9 @@ pub(super) struct Offer {
     /// Tokens that are written, by layer.
     pub(super) ready: BTreeMap<u32, u32>,
     /// The consumer engine that pulls it.
-    pub(super) taker: Option<usize>,
+    pub(super) taker: Option<Arc<str>>,
+    /// Its owner keeps it until then; for whoever pulls it is kept longer, but not for ever.
+    kept_ns: u64,
     /// Pairs of ranks that will pull from this node, once that is known.
     pub(super) parts: Option<u32>,
     pub(super) committed: BTreeSet<(u32, u32)>,
@@ -45,8 +52,8 @@ pub(super) struct Offer {
     quarantined: bool,
     /// The trace that it belongs to.
     pub(super) trace: Option<Trace>,
-    /// Handle of the grant that it is pushed into.
-    pub(super) push: Option<Handle>,
+    /// Where it is pushed to.
+    pub(super) push: Option<Push>,
 }
 
 impl Node {
@@ -93,6 +100,7 @@ impl Node {
             expires_ns,
             ready,
             taker: None,
+            kept_ns: expires_ns,
             parts: None,
             committed: BTreeSet::new(),
             live: BTreeMap::new(),
@@ -119,6 +127,7 @@ impl Node {
             && until > this.expires_ns
         {
             this.expires_ns = until;
+            this.kept_ns = until;
             self.timers.set(Timer::Offer(offer), until);
         }
     }
@@ -169,7 +178,11 @@ impl Node {
             .live
             .values()
             .any(|serve| self.serves.get(serve).is_some_and(Serve::is_on));
-        if on {
+        // Whoever pulls again and again does not keep it for ever.
+        let until = offer
+            .kept_ns
+            .saturating_add(u64::from(MAX_PULL_MS) * 1_000_000);
+        if on && self.now_ns < until {
             offer.expires_ns = self.now_ns.saturating_add(offer.spec.lease_ns.max(1));
             self.counters.leases_extended += 1;
             return self.timers.set(Timer::Offer(number), offer.expires_ns);
@@ -185,13 +198,17 @@ impl Node {
             return;
         }
         offer.ending = Some(reason);
+        let push = offer.push.take();
         self.timers.clear(Timer::Offer(number));
+        self.end_push(number, push);
         match reason {
             Reason::Consumed => self.counters.offers_consumed += 1,
             Reason::Expired => self.counters.offers_expired += 1,
             _ => {}
         }
-        let live: Vec<ServeId> = offer.live.values().copied().collect();
+        let live: Vec<ServeId> = { self.offers.get(&number) }
+            .map(|offer| offer.live.values().copied().collect())
+            .unwrap_or_default();
         for serve in live {
             self.fail_serve(serve, reason, "the producer took its offer back");
         }
@@ -216,7 +233,7 @@ impl Node {
             return;
         };
         let Some(reason) = offer.ending else { return };
-        if !offer.live.is_empty() {
+        if !offer.live.is_empty() && !self.config.faults.released_early {
             return;
         }
         if offer.quarantined {
@@ -230,5 +247,3 @@ impl Node {
         });
     }
 }
-
-use super::serve::Serve;

@@ -31,6 +31,15 @@ pub(super) struct Grant {
     invited: Option<(Handle, LinkId)>,
 }
 
+/// Where an offer is pushed to.
+#[derive(Debug)]
+pub(super) struct Push {
+    /// Handle of the grant.
+    grant: Handle,
+    /// The nodes of its engine that are asked.
+    nodes: BTreeSet<u32>,
+}
+
 impl Node {
     /// Grants pages to whoever pushes with the handle.
     ///
@@ -146,18 +155,31 @@ impl Node {
         else {
             return Err((Reason::UnknownOffer, format!("there is no offer {offer}")));
         };
-        this.push = Some(grant.clone());
+        let before = this.push.replace(Push {
+            grant: grant.clone(),
+            nodes: nodes.clone(),
+        });
+        self.end_push(offer, before);
         for node in nodes {
             self.push_to(peer, node, offer);
         }
         Ok(())
     }
 
+    /// Nodes that an offer was to be pushed to need not be linked to for it any more.
+    pub(super) fn end_push(&mut self, offer: u64, push: Option<Push>) {
+        if let Some(Push { grant, nodes }) = push.filter(|_| !self.config.faults.push_kept) {
+            self.pushes_not(&grant.fields().engine, &nodes, offer);
+        }
+    }
+
     pub(super) fn push_on(&mut self, offer: u64, link: LinkId) {
         let Some(this) = self.offers.get(&offer).filter(|this| this.ending.is_none()) else {
             return;
         };
-        let Some(grant) = &this.push else { return };
+        let Some(Push { grant, .. }) = &this.push else {
+            return;
+        };
         let fields = HandleFields {
             kind: HandleKind::Offer,
             engine: self.config.engine.clone(),
@@ -274,22 +296,27 @@ impl Node {
     }
 
     pub(super) fn push_declined(&mut self, link: LinkId, offer: u64, reason: Reason, why: String) {
-        let Some((peer, _)) = self.links.get(&link).and_then(|this| this.peer) else {
+        let Some((peer, node)) = self.links.get(&link).and_then(|this| this.peer) else {
             return;
         };
-        let Some(this) = self.offers.get_mut(&offer) else {
+        let engine = Arc::clone(&self.peers[peer].name);
+        let anyone = self.config.faults.decline_unchecked;
+        // Each node of the consumer may say it, and one may say it after the offer was pushed elsewhere.
+        let asked = |push: &Push| {
+            anyone || (*push.grant.fields().engine == *engine && push.nodes.contains(&node))
+        };
+        let Some(push) =
+            { self.offers.get_mut(&offer) }.and_then(|this| this.push.take_if(|push| asked(push)))
+        else {
             return self.counters.late += 1;
         };
-        // Each node of the consumer may say it.
-        if this.push.take().is_some() {
-            let engine = Arc::clone(&self.peers[peer].name);
-            self.actions.push_back(Action::Declined {
-                offer,
-                engine,
-                reason,
-                why,
-            });
-        }
+        self.end_push(offer, Some(push));
+        self.actions.push_back(Action::Declined {
+            offer,
+            engine,
+            reason,
+            why,
+        });
     }
 
     /// A transfer takes the pages of a grant over.

@@ -1,5 +1,7 @@
 //! A producer's side of a transfer: parts that are served from an offer.
 
+use std::sync::Arc;
+
 use super::{
     Action, LinkId, Node, Reason, ServeId, Served,
     link::{Cause, LinkState},
@@ -403,11 +405,13 @@ impl Node {
                 format!("producer restarted: epoch {now:016x}, the handle's {then:016x}"),
             ));
         }
-        if !handle.is_sealed_by(&self.config.key) {
+        let faults = &self.config.faults;
+        if !handle.is_sealed_by(&self.config.key) && !faults.seal_unchecked {
             return Err((Reason::Forged, "the seal is not this engine's".into()));
         }
         if let Some(bound) = &said.bound
             && **bound != **consumer
+            && !faults.bound_unchecked
         {
             return Err((
                 Reason::Elsewhere,
@@ -441,7 +445,7 @@ impl Node {
             ));
         }
         let pair = (pull.source, pull.target);
-        if offer.committed.contains(&pair) {
+        if offer.committed.contains(&pair) && !faults.consumed_again {
             return Err((
                 Reason::Consumed,
                 format!("rank {} has pulled from rank {}", pair.1, pair.0),
@@ -454,7 +458,7 @@ impl Node {
             ));
         }
         let busy = !offer.live.is_empty() || !offer.committed.is_empty();
-        if busy && offer.taker != Some(peer) {
+        if busy && offer.taker.as_ref() != Some(consumer) {
             return Err((Reason::Elsewhere, "another engine pulls this offer".into()));
         }
         Ok(number)
@@ -497,8 +501,9 @@ impl Node {
         this.quiet = false;
         let (link, number, deadline) = (this.link, this.offer, this.deadline_ns);
         self.timers.set(Timer::Serve(serve), deadline);
+        let engine = Arc::clone(&self.peers[peer].name);
         if let Some(offer) = self.offers.get_mut(&number) {
-            offer.taker = Some(peer);
+            offer.taker = Some(Arc::clone(&engine));
             offer.live.insert((pull.source, pull.target), serve);
         }
         // Whoever maps must hear what is written, and where.
@@ -506,7 +511,6 @@ impl Node {
             .get(&link)
             .is_some_and(|link| link.version >= 4);
         pull.map &= told;
-        let engine = std::sync::Arc::clone(&self.peers[peer].name);
         self.actions.push_back(Action::Serve {
             serve,
             offer: number,
@@ -598,6 +602,7 @@ impl Node {
         let Some(this) = self.serves.get_mut(&serve) else {
             return;
         };
+        let committed = committed || self.config.faults.stop_is_commit;
         if committed && !this.ended {
             if this.state != ServeState::Sent {
                 let state = this.state;

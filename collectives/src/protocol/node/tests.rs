@@ -8,6 +8,8 @@ use crate::{
     protocol::handle::{EngineKey, Handle, HandleFields, HandleKind},
 };
 
+mod hostile;
+
 const MS: u64 = 1_000_000;
 const UNIX: u64 = 1_790_000_000_000;
 /// Generation of the pages that are offered.

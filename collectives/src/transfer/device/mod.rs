@@ -63,6 +63,11 @@ impl Device {
                 "a pool lies in {kind} memory whose device is not known"
             ));
         };
+        if !domain.runs_kernels() {
+            return Err(format!(
+                "a pool lies in {kind} memory of a device that only copies (of a plug-in); copy it to host memory to serve or fill it"
+            ));
+        }
         let here = |region: &Region| {
             let hold = region.hold();
             hold.domain().is_some_and(|other| other.id() == domain.id())

@@ -267,6 +267,9 @@ fn device_for(
         Some(hold) => hold.domain()?,
         None => &**devices.first()?,
     };
+    if !device.runs_kernels() {
+        return None;
+    }
     let id = device.id();
     let is_one = holds.all(|hold| hold.domain().is_some_and(|other| other.id() == id));
     let mut remote = job.remote.iter();
