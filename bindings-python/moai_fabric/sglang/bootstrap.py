@@ -42,18 +42,34 @@ class _Registry(CommonKVBootstrapServer):
 
     async def _put_node(self, request: web.Request) -> web.Response:
         node = await request.json()
+        problem = misfit(node)
+        if problem is not None:
+            return web.Response(status=400, text=problem)
         async with self.lock:
             if len(self._nodes) >= MAX_NODES:
                 return web.Response(status=400, text=f"there are {MAX_NODES} nodes already")
             # A node of another life ends that of before.
             if any(known["epoch"] != node["epoch"] for known in self._nodes.values()):
                 self._nodes.clear()
-            self._nodes[int(node["node"])] = node
+            self._nodes[node["node"]] = node
         return web.Response(text="OK")
 
     async def _get_nodes(self, _: web.Request) -> web.Response:
         async with self.lock:
             return web.json_response(list(self._nodes.values()))
+
+
+def misfit(node: Any) -> str | None:
+    """What is wrong with a node as it is registered, if anything."""
+    if not isinstance(node, dict):
+        return f"a node is {type(node).__name__}; expected an object"
+    for name, kind in (("engine", str), ("epoch", int), ("node", int), ("ranks", list), ("addresses", list)):
+        if not isinstance(node.get(name), kind):
+            return f"{name}: {str(node.get(name))[:100]!r}; expected {kind.__name__}"
+    for name, kind in (("ranks", int), ("addresses", str)):
+        if len(node[name]) > MAX_NODES or not all(isinstance(one, kind) for one in node[name]):
+            return f"{name}: expected at most {MAX_NODES} of {kind.__name__}"
+    return None
 
 
 def put_node(url: str, node: dict[str, Any]) -> None:
@@ -75,4 +91,8 @@ def get_nodes(address: str) -> list[dict[str, Any]]:
         raise RuntimeError(f"the bootstrap server at {address} cannot be asked: {error}") from error
     if not isinstance(nodes, list) or not nodes or len(nodes) > MAX_NODES:
         raise RuntimeError(f"the bootstrap server at {address} names no nodes: it is not one of the backend moai ({response.status_code})")
+    for node in nodes:
+        problem = misfit(node)
+        if problem is not None:
+            raise RuntimeError(f"the bootstrap server at {address} names a node that cannot be: {problem}")
     return nodes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+from importlib.metadata import PackageNotFoundError, version
 
 NAME = "moai"
 # Whose names are used.
@@ -21,18 +22,26 @@ building: contextvars.ContextVar = contextvars.ContextVar("building")
 
 def register() -> None:
     """The entry point: called once in every process of a server, before it starts."""
-    import sglang
     from sglang.srt.arg_groups.choices import DISAGG_TRANSFER_BACKEND_CHOICES, add_disagg_transfer_backend_choices
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    if sglang.__version__ != SGLANG:
-        logger.warning("moai: the backend is written for SGLang %s, and this is %s: it may not be found, or fail", SGLANG, sglang.__version__)
+    found = sglang_version()
+    if found != SGLANG:
+        logger.warning("moai: the backend is written for SGLang %s, and this is %s: it may not be found, or fail", SGLANG, found)
     if NAME not in DISAGG_TRANSFER_BACKEND_CHOICES:
         add_disagg_transfer_backend_choices([NAME])
     _add_member()
     HookRegistry.register("sglang.srt.disaggregation.utils.get_kv_class", _kv_class, HookType.AROUND)
     for queue in ("prefill.PrefillBootstrapQueue", "decode.DecodePreallocQueue"):
         HookRegistry.register(f"sglang.srt.disaggregation.{queue}._init_kv_manager", _build, HookType.AROUND)
+
+
+def sglang_version() -> str:
+    """Of the SGLang that is installed."""
+    try:
+        return version("sglang")
+    except PackageNotFoundError:
+        return "of an unknown version"
 
 
 def _add_member() -> None:

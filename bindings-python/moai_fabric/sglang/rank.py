@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import secrets
 import time
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 
 from .describe import Model, Piece, Undescribed, description
 from .node import Node
+from .plugin import sglang_version
 from .pool import Pool
 from .settings import Settings
 
@@ -51,7 +51,7 @@ def open_rank(queue, role: str, settings: Settings, host: str) -> Rank:
     model = Model(
         name=str(get_serving().served_model_name),
         digest=settings.model_digest,
-        engine=f"sglang {_version()} {type(queue.token_to_kv_pool).__name__} page of {pool.page_size}",
+        engine=f"sglang {sglang_version()} {type(queue.token_to_kv_pool).__name__} page of {pool.page_size}",
         tp=parallel.attn_tp_size,
         pp=parallel.pp_size,
         heads=1 if pool.is_latent else config.get_total_num_kv_heads(),
@@ -110,13 +110,6 @@ def _scales(scheduler, pool: Pool) -> dict[str, tuple[float, ...]]:
             found[module.layer_id] = (key, value)
     names = [part.name for part in pool.parts]
     return {name: tuple(found.get(layer, (1.0, 1.0))[at] for layer in pool.layers) for at, name in enumerate(names)}
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("sglang")
-    except importlib.metadata.PackageNotFoundError:
-        return "of an unknown version"
 
 
 def _word(host: str) -> str:
