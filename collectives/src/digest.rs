@@ -35,8 +35,9 @@ use serde::{Deserialize, Serialize};
 pub enum Coverage {
     /// Nothing: sums are zero.
     Off,
-    /// All rows of one run of [`RUN`] tokens in [`SAMPLE`], chosen by the key for each layer and component: whoever
-    /// damages rows cannot know which. Finds what damages many rows (a wrong layout, scale or page), seldom a flipped bit.
+    /// In each layer and component, all rows of one run of [`RUN`] tokens in [`SAMPLE`], another one in each of as many
+    /// layers, the first of all by the key: whoever damages rows cannot know which. Finds what damages many rows (a wrong
+    /// layout, scale or page), seldom a flipped bit.
     Sample,
     /// Every row that goes over a wire, and a sample of those that a consumer reads in the producer's own pages: there
     /// is no wire that could damage them, and pages that are used for something else meanwhile are many rows.
@@ -68,8 +69,10 @@ impl fmt::Display for Coverage {
     }
 }
 
-/// Of so many runs of tokens [`Coverage::Sample`] digests one.
-pub const SAMPLE: u64 = 16;
+/// Of so many runs of tokens [`Coverage::Sample`] digests one in each layer. In so many layers, or half as many of two
+/// components, it digests each of them: a page that is another in all layers is found for certain, and so is a layer of so
+/// many runs.
+pub const SAMPLE: u32 = 16;
 
 /// Tokens of a run, from a multiple of it on: as many as make visiting them cost no more than reading them.
 pub const RUN: u32 = 32;
@@ -163,15 +166,15 @@ impl DigestKey {
     /// Whether the rows of a token are digested.
     #[must_use]
     pub fn covers(&self, layer: u32, component: u32, token: u32) -> bool {
-        self.covers_at(self.place(layer, component), token)
-    }
-
-    fn covers_at(&self, place: u64, token: u32) -> bool {
-        // No head has this number.
-        let run = u64::from(u32::MAX) << 32 | u64::from(token / RUN);
         match self.coverage {
             Coverage::Off => false,
-            Coverage::Sample => mix(place.wrapping_add(run)).is_multiple_of(SAMPLE),
+            Coverage::Sample => {
+                let runs = [layer, component.wrapping_mul(SAMPLE / 2), token / RUN];
+                let turn = runs
+                    .iter()
+                    .fold(mix(self.key) as u32, |a, &b| a.wrapping_add(b));
+                turn.is_multiple_of(SAMPLE)
+            }
             Coverage::Wire | Coverage::Full => true,
         }
     }
@@ -186,7 +189,7 @@ impl DigestKey {
         let place = self.place(at.layer, at.component);
         let spot = u64::from(at.head) << 32 | u64::from(at.token);
         let spot = mix(place.wrapping_add(spot));
-        match self.covers_at(place, at.token) {
+        match self.covers(at.layer, at.component, at.token) {
             true => self.row_at(spot, row, params),
             false => 0,
         }
@@ -231,14 +234,13 @@ impl DigestKey {
         if self.coverage != Coverage::Sample {
             return (self.coverage != Coverage::Off && from < count).then_some(from..count);
         }
-        let place = self.place(layer, component);
         let mut start = from;
         while start < count {
             let token = first + start * step;
             // The first that is in another run.
             let next = (RUN - token % RUN).div_ceil(step);
             let end = start.saturating_add(next).min(count);
-            if self.covers_at(place, token) {
+            if self.covers(layer, component, token) {
                 return Some(start..end);
             }
             start = end;
@@ -360,7 +362,7 @@ mod tests {
             sum = sum.wrapping_add(digest);
         }
         let number = chosen.iter().filter(|&&is| is).count();
-        assert!((100..500).contains(&number), "{number} of {tokens}");
+        assert!((200..300).contains(&number), "{number} of {tokens}");
 
         let (mut found, mut next) = (vec![false; tokens as usize], 0);
         let among = (at(0, 0).token, token_step, tokens);
@@ -390,6 +392,36 @@ mod tests {
             assert_eq!(some.rows(rows_at, &rows, &[]), sum);
             assert_eq!(off.rows(rows_at, &rows, &[]), 0);
         }
+    }
+
+    #[test]
+    fn a_sample_meets_each_page_and_each_long_layer() {
+        for key in 0..50 {
+            let some = DigestKey::new(key, 16).covering(Coverage::Sample);
+            for token in (0..4096).step_by(16) {
+                let met = |layers, components| {
+                    (0..layers)
+                        .flat_map(|layer| (0..components).map(move |c| (layer, c)))
+                        .filter(|&(layer, component)| some.covers(5 + layer, component, token))
+                        .count()
+                };
+                assert_eq!([met(16, 1), met(8, 2), met(32, 2)], [1, 1, 4]);
+            }
+            for (layer, component) in (0..40).flat_map(|layer| [(layer, 0), (layer, 1)]) {
+                let tokens = (0..SAMPLE * RUN).filter(|&t| some.covers(layer, component, t));
+                assert_eq!(tokens.count() as u32, RUN);
+            }
+        }
+        let first = |key| {
+            let some = DigestKey::new(key, 16).covering(Coverage::Sample);
+            (0..SAMPLE).find(|run| some.covers(0, 0, run * RUN))
+        };
+        let firsts: std::collections::BTreeSet<_> = (0..500).map(first).collect();
+        assert_eq!(
+            firsts.len() as u32,
+            SAMPLE,
+            "the key says which is the first"
+        );
     }
 
     #[test]

@@ -19,7 +19,11 @@ pub fn names() -> Vec<&'static str> {
     let plugins = loaded();
     let more = plugins.iter().flat_map(|plugin| &plugin.transports);
     let mut names = NAMES.to_vec();
-    names.extend(more.map(Provider::name));
+    for name in more.map(Provider::name) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
     names
 }
 

@@ -25,6 +25,7 @@ page! {
     Introduction "introduction.md"
     QuickStart "quick-start.md"
     Concepts "concepts.md"
+    Vllm "vllm.md"
     Layout "layout.md"
     LayoutGallery "layout-gallery.md"
     Description "description.md"

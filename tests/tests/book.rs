@@ -338,6 +338,8 @@ fn limits_are_those_of_the_code() {
         ("MAX_TEXT_BYTES", limits::MAX_TEXT_BYTES as u64),
         ("MAX_NODE_RANKS", limits::MAX_NODE_RANKS as u64),
         ("MAX_ENGINES", limits::MAX_ENGINES as u64),
+        ("MAX_FORMER_ENGINES", limits::MAX_FORMER_ENGINES as u64),
+        ("MAX_IDLE_DESCRIPTORS", limits::MAX_IDLE_DESCRIPTORS as u64),
         ("MAX_LINKS", limits::MAX_LINKS as u64),
         ("MAX_DESCRIPTOR_BYTES", limits::MAX_DESCRIPTOR_BYTES as u64),
         (

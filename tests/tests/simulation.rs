@@ -123,7 +123,7 @@ planted! {
     a_digest_that_is_not_compared_is_found: digest_not_compared, ["exposes"];
     a_stale_epoch_that_is_accepted_is_found: stale_epoch_accepted, ["is back after a later one"];
     a_late_write_after_a_fence_is_found: landing_after_fence, ["writes to a page"];
-    a_chunk_that_counts_twice_is_found: duplicate_counted, ["no bit has flipped", "exposes"];
+    a_chunk_that_counts_twice_is_found: duplicate_counted, ["no bit has flipped", "writes to a page", "exposes"];
     a_quarantine_that_is_skipped_is_found: quarantine_skipped, ["writes to a page"];
     pages_that_are_released_before_their_fence_are_found:
         released_early, ["after it was released", "released twice", "of offer"];
@@ -133,6 +133,5 @@ planted! {
     a_consumer_that_gave_up_and_counts_as_through_is_found: stop_is_commit, ["counts as consumed"];
     a_decline_of_someone_else_is_found: decline_unchecked, ["declines it"];
     a_push_that_is_never_forgotten_is_found: push_kept, ["is not idle at rest"];
-    a_deadline_that_is_ignored_is_found:
-        deadline_ignored, ["after its deadline", "has no outcome", "is not idle"];
+    a_deadline_that_comes_late_is_found: deadline_late, ["after its deadline"];
 }

@@ -478,7 +478,10 @@ impl Core {
                     epoch,
                 });
             }
-            Action::Forgotten { digest } => drop(self.accords.remove(&digest)),
+            Action::Forgotten { digest } => {
+                self.accords.remove(&digest);
+                self.profiles.retain(|_, of| *of != digest);
+            }
             Action::PeerLost {
                 engine, node, why, ..
             } => {

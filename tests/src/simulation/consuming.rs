@@ -6,7 +6,7 @@ use moai_collectives::{
     digest::Coverage,
     protocol::{
         handle::{EngineKey, Handle, HandleFields, page_set},
-        node::{Action, Chunk, Expected, GrantSpec, Outcome, PullSpec, Step, TransferId},
+        node::{Action, Chunk, Expected, GrantSpec, LinkId, Outcome, PullSpec, Step, TransferId},
     },
 };
 
@@ -57,6 +57,8 @@ struct PartRun {
     /// Ranks of the producer and of the consumer.
     pair: (u32, u32),
     heads: std::ops::Range<u32>,
+    /// Where it was pulled.
+    link: Option<LinkId>,
     /// Chunks that are being written.
     placing: u32,
     fencing: bool,
@@ -236,6 +238,7 @@ impl World {
                 runs.push(PartRun {
                     pair: (source, target),
                     heads: range,
+                    link: None,
                     placing: 0,
                     fencing: false,
                     revoked: false,
@@ -314,6 +317,13 @@ impl World {
             _ => said.bound = None,
         }
         Handle::seal(said, &EngineKey::new([9; 32])).expect("names in order")
+    }
+
+    /// Whether a part is pulled on a link: no other can bring chunks of it.
+    pub(super) fn is_pulled_on(&self, pid: Pid, at: (TransferId, u32), link: LinkId) -> bool {
+        let run = self.processes[pid].pulls.get(&at.0);
+        let part = run.and_then(|run| run.parts.get(at.1 as usize));
+        part.is_some_and(|part| part.link == Some(link))
     }
 
     /// A chunk arrives.
@@ -473,6 +483,16 @@ impl World {
                 let process = &mut self.processes[pid];
                 if let Some(pages) = process.grants.remove(&grant) {
                     process.pool.set(&pages, Owner::Free);
+                }
+                Ok(())
+            }
+            Action::Receive {
+                transfer,
+                part,
+                link,
+            } => {
+                if let Some(run) = self.processes[pid].pulls.get_mut(&transfer) {
+                    run.parts[part as usize].link = Some(link);
                 }
                 Ok(())
             }

@@ -58,7 +58,7 @@ impl World {
     fn make_up(&mut self) -> Message {
         let transfer = self.random.range(1, 12);
         let part = self.random.below(4) as u32;
-        let number = self.random.range(1, 28);
+        let number = self.random.range(1, self.requests.len() as u64 + 1);
         let huge = self.random.chance(200);
         let count = if huge {
             u64::MAX

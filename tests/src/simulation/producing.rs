@@ -142,7 +142,12 @@ impl World {
                 .extend(number, lease_ns * 2, clock);
         }
         if self.requests[request].push {
-            self.after(MS, Event::Push { pid, request });
+            let ns = if self.random.chance(600) {
+                MS
+            } else {
+                self.random.range(MS, 2_000 * MS)
+            };
+            self.after(ns, Event::Push { pid, request });
         } else if self.requests[request].handle.is_none() {
             self.route(request, handle);
         }

@@ -658,7 +658,8 @@ impl World {
             } => {
                 let open = self.conns[conn].open[side]
                     && self.processes[self.conns[conn].ends[side]].alive;
-                if open {
+                let to = self.conns[conn].ends[side];
+                if open && self.is_pulled_on(to, at, link(conn, side)) {
                     self.data(self.conns[conn].ends[side], at, chunk, values)?;
                 }
                 self.arrived(from, serve)
@@ -948,7 +949,7 @@ impl World {
         };
         match self.random.below(6) {
             // Gone for good.
-            0 if self.is_small() && self.random.chance(200) => {
+            0 if self.is_small() && self.random.chance(300) => {
                 for &pid in &pids {
                     self.kill(pid);
                 }

@@ -5,6 +5,7 @@
 
 mod breaches;
 mod device;
+mod fabric;
 mod header;
 mod refusals;
 mod told;

@@ -10,7 +10,7 @@ use crate::{compiled, wrong};
 #[test]
 fn a_plug_in_that_cannot_be_is_refused_by_a_sentence_with_its_file_and_both_values() {
     for (number, said) in [
-        (1, "has a plug-in of 30 bytes, and the least is 64"),
+        (1, "has a plug-in of 30 bytes, and the least is 56"),
         (2, "is for version 2 of the ABI, and this build has 1"),
         (
             3,

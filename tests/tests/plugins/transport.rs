@@ -213,7 +213,7 @@ fn puts_and_gets_move_strided_pieces_and_refusals_have_their_type() {
 #[test]
 fn connections_end_once_and_say_why() {
     let (mut near, mut far, to, from) = connected();
-    near.interface.send(to, b"last").unwrap();
+    let _ = near.interface.send(to, b"last").unwrap();
     near.interface.finish(to);
     let again = near.interface.send(to, b"x");
     assert!(matches!(again, Err(Error::Finishing { .. })), "{again:?}");
@@ -227,7 +227,7 @@ fn connections_end_once_and_say_why() {
     assert!(matches!(gone, Err(Error::NoSuchPeer { .. })), "{gone:?}");
 
     let (mut near, mut far, to, _) = connected();
-    near.interface.send(to, b"unwanted").unwrap();
+    let _ = near.interface.send(to, b"unwanted").unwrap();
     both(&mut near, &mut far, "the ends", |told| {
         told.iter().all(|told| told.closed.len() == 1)
     });

@@ -344,7 +344,7 @@ typedef struct moai_transport {
     void (*finish)(void *interface, moai_peer peer);
     /* MOAI_NONE for a stale peer. */
     moai_status (*path)(void *interface, moai_peer peer, moai_path *path);
-    /* Sets `*identity`; with MOAI_IDENTITY_CERTIFIED one name a line, `spiffe://…` or `dns:…`. */
+    /* Sets `*identity`; with MOAI_IDENTITY_CERTIFIED one name a line, `spiffe://...` or `dns:...`. */
     moai_status (*identity)(void *interface, moai_peer peer, uint32_t *identity, moai_text *names);
     void (*stats)(void *interface, moai_stats *stats);
 } moai_transport;

@@ -122,8 +122,8 @@ pub struct Faults {
     pub decline_unchecked: bool,
     /// Nodes are dialled for pushes of offers that have ended.
     pub push_kept: bool,
-    /// A deadline passes unnoticed.
-    pub deadline_ignored: bool,
+    /// A transfer has half a second more than it may have.
+    pub deadline_late: bool,
 }
 
 impl Config {

@@ -307,10 +307,11 @@ impl Node {
         let id = TransferId(self.next_transfer);
         self.next_transfer += 1;
         let most = u64::from(MAX_PULL_MS) * 1_000_000;
+        let more = u64::from(self.config.faults.deadline_late) * 500_000_000;
         let mut transfer = Transfer {
             peer,
             started_ns: self.now_ns,
-            deadline_ns: self.now_ns + spec.within_ns.min(most),
+            deadline_ns: self.now_ns + spec.within_ns.min(most) + more,
             seeks,
             left: 0,
             parts: Vec::new(),
@@ -364,6 +365,7 @@ impl Node {
             .bound
             .as_ref()
             .is_some_and(|bound| *bound != self.config.engine)
+            && !self.config.faults.bound_unchecked
         {
             return refused(Reason::Elsewhere, "the offer is for another engine".into());
         }
@@ -1252,7 +1254,7 @@ impl Node {
         let peer = &self.peers[this.peer];
         let waits_for = |part: &Part| part.waits_for(peer.trouble(part.node));
         let missing: Vec<String> = this.parts.iter().filter_map(waits_for).collect();
-        if now >= this.deadline_ns && !self.config.faults.deadline_ignored {
+        if now >= this.deadline_ns {
             let missing = missing.join(", ");
             return self.end_transfer(id, Outcome::Failed(Failure::Deadline { missing }));
         }

@@ -574,6 +574,9 @@ impl Node {
     }
 
     pub(super) fn stop_asked(&mut self, link: LinkId, key: (u64, u32), reason: Reason, why: &str) {
+        if self.config.faults.stop_is_commit {
+            return self.done(link, key, true);
+        }
         let (transfer, part) = key;
         let Some(serve) = self.serve_at(link, key) else {
             // It was refused, or is over: nothing is on its way.
@@ -602,9 +605,9 @@ impl Node {
         let Some(this) = self.serves.get_mut(&serve) else {
             return;
         };
-        let committed = committed || self.config.faults.stop_is_commit;
+        let through = self.config.faults.stop_is_commit;
         if committed && !this.ended {
-            if this.state != ServeState::Sent {
+            if this.state != ServeState::Sent && !through {
                 let state = this.state;
                 return self.broke(link, format!("Done, committed, while {state:?}"));
             }

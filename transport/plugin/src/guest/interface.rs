@@ -335,7 +335,7 @@ impl<'a> Both<'a> {
         for (list, count) in lists {
             for index in 0..count as usize {
                 // SAFETY: by contract.
-                let raw = unsafe { &*list.add(index) };
+                let raw = unsafe { &*list.wrapping_add(index) };
                 let offsets = if raw.offset_count == 0 {
                     &[]
                 } else {

@@ -368,7 +368,7 @@ unsafe extern "C" fn pieces(
                 offset: piece.offset,
             };
             // SAFETY: as the header says there is room for `most`.
-            unsafe { out.add(at).write(piece) };
+            unsafe { out.wrapping_add(at).write(piece) };
         }
         // SAFETY: as the header says it may be written to, or is NULL.
         unsafe { calls.answer(peer, answer, reason) }

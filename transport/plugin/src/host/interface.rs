@@ -924,8 +924,12 @@ impl Interface for PluginInterface {
         match (status, kind) {
             (abi::OK, abi::IDENTITY_SHARED_KEY) => Some(Identity::SharedKey),
             (abi::OK, abi::IDENTITY_CERTIFIED) => {
-                let names: Option<Vec<Name>> =
-                    names.lines().map(|name| name.parse().ok()).collect();
+                // Each says what it is; a bare word would be taken for a host.
+                let name = |line: &str| {
+                    let says = line.starts_with("spiffe://") || line.starts_with("dns:");
+                    says.then(|| line.parse().ok()).flatten()
+                };
+                let names: Option<Vec<Name>> = names.lines().map(name).collect();
                 names
                     .filter(|names| !names.is_empty())
                     .map(Identity::Certified)

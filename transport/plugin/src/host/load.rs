@@ -269,7 +269,7 @@ unsafe fn read(path: &Path, shown: &str, raw: *const abi::Plugin) -> Result<Plug
     let mut transports: Vec<PluginProvider> = Vec::new();
     for at in 0..plugin.transport_count as usize {
         // SAFETY: by contract there are so many.
-        let raw = unsafe { *plugin.transports.add(at) };
+        let raw = unsafe { *plugin.transports.wrapping_add(at) };
         // SAFETY: by contract NULL or a table.
         let table = unsafe { sized(shown, "table of a transport", raw) }?;
         let name = named(table.name, "name of a transport")?;
@@ -301,7 +301,7 @@ unsafe fn read(path: &Path, shown: &str, raw: *const abi::Plugin) -> Result<Plug
     let mut domains = Vec::new();
     for at in 0..plugin.domain_count as usize {
         // SAFETY: by contract there are so many.
-        let raw = unsafe { *plugin.domains.add(at) };
+        let raw = unsafe { *plugin.domains.wrapping_add(at) };
         // SAFETY: by contract NULL or a table that keeps the rules of the header.
         let domain = unsafe { TableDomain::of(raw) };
         domains.push(domain.map_err(|problem| LoadError::Domain {

@@ -248,7 +248,7 @@ unsafe extern "C" fn submit(
         ours.work = work;
         for at in 0..job.span_count as usize {
             // SAFETY: as the header says there are so many.
-            let span = unsafe { &*job.spans.add(at) };
+            let span = unsafe { &*job.spans.wrapping_add(at) };
             // SAFETY: a handle is of memory that this side has given and the other holds.
             let held = unsafe { &*span.handle.cast_const().cast::<Held>() };
             ours.spans.push(Span {
