@@ -105,7 +105,7 @@ def _outcome(event: int, fields: EventFields, reason: str, why: str) -> Outcome:
     return Outcome(
         result=result,
         reason=None if committed else reason,
-        message="" if committed else why,
+        message="" if committed else why or f"its end is told as {reason}",
         fenced=bool(fields.fenced),
         dirty=tuple(_dirty(event, i) for i in range(fields.dirty_count)),
         report=report,

@@ -89,6 +89,7 @@ class Pump:
             finally:
                 with self.lock:
                     self._waiting = False
+                    self._calm()
                     # Whoever else waits takes over, if this one has what it waited for.
                     self._changed.notify_all()
                     self._release()
@@ -141,7 +142,6 @@ class Pump:
             if self.closed:
                 return
             self.closed = True
-            os.write(self._wake_write, b"x")
             self._tell()
             self._release()
 
@@ -163,8 +163,20 @@ class Pump:
         # Rounded up, so that the last millisecond is not spent spinning.
         poll.poll(None if seconds is None else int(seconds * 1000) + 1)
 
+    def _calm(self) -> None:
+        """Takes back what woke the thread in poll(2)."""
+        try:
+            while self._open and os.read(self._wake_read, 64):
+                pass
+        except BlockingIOError:
+            pass
+
     def _tell(self) -> None:
+        """Has everybody look at what changed."""
         self._changed.notify_all()
+        if self._waiting and self._open:
+            # It is in poll(2), or about to be: what was taken by this thread makes its descriptor readable no more.
+            os.write(self._wake_write, b"x")
         for task in [task for task in self._tasks if task[0]()]:
             self._tasks.remove(task)
             task[1]()

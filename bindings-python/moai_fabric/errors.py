@@ -88,7 +88,7 @@ class MemoryRegistrationError(Error, ValueError):
 
 
 class HandleError(Error, ValueError):
-    """A transfer cannot begin: its handle is none, is sealed by nobody who is known, or names what cannot be reached."""
+    """A transfer cannot begin: its handle is none or of nobody who is known, or the request does not fit. The message says which."""
 
 
 class InUseError(Error):

@@ -14,6 +14,7 @@ LAYERS, HEADS, DIM = 2, 4, 64
 PREFILL: dict[str, Any] = {
     "version": 1,
     "model": {"layers": LAYERS},
+    "parallel": {},
     "page_slots": 16,
     "components": [
         {"name": "key", "heads": HEADS, "dim": DIM, "pool": "kv", "format": {"element": "bf16"}, "layout": "[layer] part page slot head dim"},
@@ -26,6 +27,7 @@ PREFILL: dict[str, Any] = {
 DECODE: dict[str, Any] = {
     "version": 1,
     "model": {"layers": LAYERS},
+    "parallel": {},
     "page_slots": 32,
     "components": [
         {"name": "key", "heads": HEADS, "dim": DIM, "pool": "kv", "format": {"element": "f32"}, "layout": "[layer] page part head slot dim"},

@@ -67,7 +67,7 @@ def test_functions_take_as_many_arguments_as_in_the_header() -> None:
         kinds = {"moai_status": ctypes.c_int32, "uint32_t": ctypes.c_uint32, "void": None, "const char": ctypes.c_char_p, "const char *": ctypes.c_char_p}
         assert kinds[returns.group(1).strip()] is result, name
         for argument, kind in zip(given, arguments):
-            wide = {"uint32_t": 4, "int32_t": 4, "uint64_t": 8}
+            wide = {"uint32_t": 4, "int32_t": 4, "moai_status": 4, "uint64_t": 8}
             by_value = re.fullmatch(r"\s*(\w+) \w+\s*", argument)
             size = wide.get(by_value.group(1), 8) if by_value else 8
             assert ctypes.sizeof(kind) == size, (name, argument)
@@ -79,7 +79,9 @@ def test_numbers_are_those_of_the_header() -> None:
     outcomes = numbers("MOAI_OUTCOME_")
     assert {name.lower(): number for name, number in outcomes.items() if number} == {name: i for i, name in _events._OUTCOMES.items()}
     assert len(numbers("MOAI_EVENT_")) == 12
-    statuses = dict(re.findall(r"\bMOAI_([A-Z0-9]+) = (\d+),? +/\*", HEADER.read_text().split("MOAI_FOREVER")[0]))
+    first = re.search(r"enum \{(.*?)\};", HEADER.read_text(), re.DOTALL)
+    assert first is not None
+    statuses = dict(re.findall(r"\bMOAI_([A-Z0-9]+) = (\d+)", first.group(1)))
     assert len(statuses) == 22
     assert {int(number) for number in statuses.values()} == set(range(22))
     named = {name: getattr(_native, name) for name in ("OK", "TIMEOUT", "OVER", "ABSENT", "INCOMPATIBLE")}

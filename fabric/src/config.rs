@@ -227,8 +227,8 @@ pub fn log_filter() -> String {
     variable("MOAI_LOG").unwrap_or_else(|| "warn".into())
 }
 
-/// Test batteries also read these.
-const TESTS_ONLY: [&str; 1] = ["MOAI_CASES"];
+/// Others read these: test batteries, the Python package and the build of its wheel.
+const OF_OTHERS: [&str; 3] = ["MOAI_CASES", "MOAI_FABRIC_LIBRARY", "MOAI_WHEEL_PROFILE"];
 
 impl Config {
     /// The defaults, changed by `MOAI_*` variables.
@@ -365,7 +365,7 @@ impl Config {
                 }
                 other => {
                     let known = VARIABLES.iter().any(|(name, _)| *name == other)
-                        || TESTS_ONLY.contains(&other);
+                        || OF_OTHERS.contains(&other);
                     if !known {
                         let names: Vec<_> = VARIABLES.iter().map(|(name, _)| *name).collect();
                         return Err(fail(format!(
