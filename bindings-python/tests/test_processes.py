@@ -108,6 +108,11 @@ def test_a_child_of_a_fork_that_lets_everything_go_leaves_the_parent_alone() -> 
     assert said.startswith("True"), said
 
 
+def test_a_child_of_a_fork_leaves_the_block_of_its_parents_engine_silently() -> None:
+    said = in_child("engine.__exit__(None, None, None)")
+    assert said.startswith("None"), said
+
+
 @pytest.mark.parametrize(
     "end",
     [
