@@ -4,6 +4,7 @@ use std::{
     any::Any,
     cell::{Cell, RefCell},
     ffi::{CString, c_char},
+    ops::{Deref, DerefMut},
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
@@ -53,9 +54,12 @@ statuses! {
     Transfer = 21, c"MOAI_TRANSFER";
 }
 
-/// Why a call failed.
+/// Why a call failed; a pointer, as it is in the result of most functions.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub(crate) struct Failure(Box<Why>);
+
+#[derive(Debug)]
+pub(crate) struct Why {
     pub(crate) status: Status,
     /// What is wrong, without what the others say.
     pub(crate) problem: String,
@@ -68,7 +72,7 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(status: Status, problem: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Why {
             status,
             problem: problem.into(),
             field: String::new(),
@@ -76,7 +80,7 @@ impl Failure {
             theirs: String::new(),
             hint: String::new(),
             obstacles: Value::Null,
-        }
+        }))
     }
 
     /// Names the field that is to blame.
@@ -109,6 +113,20 @@ impl Failure {
             message = format!("{message}: {}", self.hint);
         }
         message
+    }
+}
+
+impl Deref for Failure {
+    type Target = Why;
+
+    fn deref(&self) -> &Why {
+        &self.0
+    }
+}
+
+impl DerefMut for Failure {
+    fn deref_mut(&mut self) -> &mut Why {
+        &mut self.0
     }
 }
 
@@ -147,6 +165,7 @@ pub(crate) fn c_text(text: impl Into<Vec<u8>>) -> CString {
 fn keep(failure: Failure) -> Code {
     let code = failure.status as Code;
     let message = failure.message();
+    let failure = *failure.0;
     let mut json = json!({
         "status": code, "name": name(code).to_string_lossy(), "message": message, "field": failure.field,
         "ours": failure.ours, "theirs": failure.theirs, "hint": failure.hint,
