@@ -12,13 +12,13 @@ except ImportError:
 
 
 class Settings(unittest.TestCase):
-    def test_loopback_is_all_that_is_allowed_by_itself(self):
+    def test_loopback_is_all_that_is_allowed_by_itself(self) -> None:
         given = settings.read({})
         self.assertTrue(given.allows("127.0.0.1"))
         self.assertTrue(given.allows("::1"))
         self.assertFalse(given.allows("192.0.2.1"))
 
-    def test_networks_and_names_are_allowed_that_are_listed(self):
+    def test_networks_and_names_are_allowed_that_are_listed(self) -> None:
         given = settings.read({"SGLANG_MOAI_PEERS": "192.0.2.0/24, prefill-3"})
         self.assertTrue(given.allows("192.0.2.77"))
         self.assertTrue(given.allows("prefill-3"))
@@ -26,7 +26,7 @@ class Settings(unittest.TestCase):
         self.assertFalse(given.allows("127.0.0.1"))
         self.assertFalse(given.allows("no such host"))
 
-    def test_what_is_not_known_or_cannot_be_is_named(self):
+    def test_what_is_not_known_or_cannot_be_is_named(self) -> None:
         with self.assertRaisesRegex(settings.SettingsError, "SGLANG_MOAI_PEER is not known"):
             settings.read({"SGLANG_MOAI_PEER": "a"})
         for wrong in ("soon", "0", "-1", "nan", "1e9"):
@@ -35,7 +35,7 @@ class Settings(unittest.TestCase):
 
 
 class Messages(unittest.TestCase):
-    def test_what_is_written_is_read(self):
+    def test_what_is_written_is_read(self) -> None:
         for message in (
             Want(4711, "127.0.0.1", 9, 2),
             Offer(4711, 1, "sglang-prefill", 1 << 62, "handle", 70, (b"\0\xff", b"")),
@@ -43,7 +43,7 @@ class Messages(unittest.TestCase):
         ):
             self.assertEqual(messages.read(message.frames()), message)
 
-    def test_what_cannot_be_read_is_dropped(self):
+    def test_what_cannot_be_read_is_dropped(self) -> None:
         good = Offer(1, 0, "a", 1, "handle", 3, ()).frames()
         for frames in (
             [],
@@ -59,8 +59,7 @@ class Messages(unittest.TestCase):
             good[:-1],
             [*good[:6], b"h" * 5000, *good[7:]],
         ):
-            with self.assertLogs("sglang.moai_fabric.sglang.messages") if frames[:1] != [b"MOAI_ELSE"] else self.assertNoLogs():
-                self.assertIsNone(messages.read(frames))
+            self.assertIsNone(messages.read(frames), frames)
 
 
 @unittest.skipIf(torch is None, "needs torch")
@@ -81,7 +80,7 @@ class Probe(unittest.TestCase):
         finally:
             self.assertTrue(torch.equal(kept, tensor), "what was there is there again")
 
-    def test_slots_outside_heads(self):
+    def test_slots_outside_heads(self) -> None:
         tensor = torch.randn(self.PAGES * self.SLOTS, self.HEADS, self.DIM).to(torch.bfloat16)
 
         def place(tensor, page, rows):
@@ -94,7 +93,7 @@ class Probe(unittest.TestCase):
         strides = {"page": 512, "slot": 64, "head": 32, "dim": 2}
         self.assertEqual(part.layout("[layer] [part]"), {**layout, "strides_bytes": strides})
 
-    def test_rows_that_are_split_and_turned(self):
+    def test_rows_that_are_split_and_turned(self) -> None:
         # As vectorized pools keep keys: page, head, dim/8, slot, dim%8.
         tensor = torch.randn(self.PAGES, self.HEADS, self.DIM // 8, self.SLOTS, 8)
 
@@ -105,7 +104,7 @@ class Probe(unittest.TestCase):
         self.assertEqual(part.element, "f32")
         self.assertEqual(part.words, (("head", 512), ("dim/8", 256), ("slot", 32), ("dim%8", 4)))
 
-    def test_what_is_stored_elsewhere_is_not_explained(self):
+    def test_what_is_stored_elsewhere_is_not_explained(self) -> None:
         from moai_fabric.sglang.probe import Unexplained
 
         tensor = torch.zeros(self.PAGES * self.SLOTS, self.HEADS, self.DIM)
@@ -116,7 +115,7 @@ class Probe(unittest.TestCase):
         with self.assertRaisesRegex(Unexplained, "256 elements were stored in page 1; 224 are there"):
             self.probe(tensor, beside)
 
-    def test_slots_that_depend_on_heads_are_not_explained(self):
+    def test_slots_that_depend_on_heads_are_not_explained(self) -> None:
         from moai_fabric.sglang.probe import Unexplained
 
         tensor = torch.zeros(self.PAGES * self.SLOTS, self.HEADS, self.DIM)
@@ -128,7 +127,7 @@ class Probe(unittest.TestCase):
         with self.assertRaisesRegex(Unexplained, "not independent"):
             self.probe(tensor, turned)
 
-    def test_descriptions(self):
+    def test_descriptions(self) -> None:
         from moai_fabric.sglang.describe import Model, Piece, Undescribed, description
         from moai_fabric.sglang.probe import Part
 
