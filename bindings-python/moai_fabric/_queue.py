@@ -71,28 +71,32 @@ class Pump:
         end = None if timeout is None else time.monotonic() + limit(timeout)
         self.check()
         while True:
-            with self.lock:
-                self.poll_if_open()
-                while True:
-                    if done():
-                        return True
-                    self.check()
-                    left = None if end is None else end - time.monotonic()
-                    if left is not None and left <= 0:
-                        return False
-                    if not self._waiting:
-                        self._waiting = True
-                        break
-                    self._changed.wait(left)
+            mine = False
             try:
+                with self.lock:
+                    self.poll_if_open()
+                    while True:
+                        if done():
+                            return True
+                        self.check()
+                        left = None if end is None else end - time.monotonic()
+                        if left is not None and left <= 0:
+                            return False
+                        if not self._waiting:
+                            break
+                        self._changed.wait(left)
+                    # Noted first, so that a signal's handler that raises in between leaves nobody waiting for us.
+                    mine = True
+                    self._waiting = True
                 self._sleep(left)
             finally:
-                with self.lock:
-                    self._waiting = False
-                    self._calm()
-                    # Whoever else waits takes over, if this one has what it waited for.
-                    self._changed.notify_all()
-                    self._release()
+                if mine:
+                    with self.lock:
+                        self._waiting = False
+                        self._calm()
+                        # Whoever else waits takes over, if this one has what it waited for.
+                        self._changed.notify_all()
+                        self._release()
 
     def poll_if_open(self) -> None:
         """As :meth:`poll`, and nothing if it is closed."""

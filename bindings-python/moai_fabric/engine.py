@@ -403,7 +403,9 @@ class Engine:
         return self
 
     def __exit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
-        self.close()
+        # In the child of a fork that leaves the block it is the parent's.
+        if os.getpid() == self._process:
+            self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"at {', '.join(self._addresses)}"

@@ -89,10 +89,10 @@ class Memory:
         """
         try:
             view = memoryview(buffer)
-        except TypeError as error:
+        except (TypeError, ValueError, BufferError) as error:
             kind = type(buffer).__name__
             raise MemoryRegistrationError(
-                f"buffer: an object of type {kind} has no buffer: give one that has, or use from_dlpack or from_pointer",
+                f"buffer: an object of type {kind} gives no buffer ({error}): give one that has, or use from_dlpack or from_pointer",
                 field="buffer",
                 ours=kind,
                 theirs="an object with the buffer protocol",
@@ -116,7 +116,7 @@ class Memory:
             if length == 0:
                 raise MemoryRegistrationError("buffer: it is empty; expected at least a byte", field="buffer", ours="0", theirs="1 or more")
             # The array holds the export: who owns the buffer cannot resize it meanwhile.
-            export = (ctypes.c_ubyte * length).from_buffer(view.cast("B") if view.ndim else buffer)
+            export = (ctypes.c_ubyte * length).from_buffer(buffer)
         return cls.from_pointer(ctypes.addressof(export), length, owner=export)
 
     @classmethod

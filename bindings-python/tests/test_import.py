@@ -13,6 +13,7 @@ import pytest
 import moai_fabric as moai
 from moai_fabric import _native
 
+HERE = Path(__file__).parent
 REAL = Path(moai.__file__).parent / _native.FILE
 
 
@@ -23,7 +24,7 @@ def importing(library: str | None, *, path: Path | None = None) -> subprocess.Co
     if path is not None:
         environment["PYTHONPATH"] = str(path)
     program = "import moai_fabric; print(moai_fabric.library_version())"
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=60, check=False)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=60, cwd=HERE, check=False)
 
 
 def compiled(folder: Path, source: str) -> str:
@@ -58,7 +59,7 @@ def test_settings_of_the_environment_may_be_read_with_a_library_that_is_named() 
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MOAI_")}
     environment[_native.VARIABLE] = str(REAL)
     program = "import moai_fabric; moai_fabric.Config.from_env()"
-    subprocess.run([sys.executable, "-c", program], env=environment, timeout=60, check=True)
+    subprocess.run([sys.executable, "-c", program], env=environment, timeout=60, cwd=HERE, check=True)
 
 
 def test_no_library_is_an_import_error_with_a_sentence(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def test_allocated_memory_is_zeroed_and_writable(kind: str) -> None:
         lambda: np.zeros((4, 4), np.float32),
         lambda: (ctypes.c_uint64 * 8)(),
         lambda: np.zeros((), np.uint64),
+        lambda: np.zeros(4, [("a", "<u4"), ("b", ">f8")]),
     ],
 )
 def test_buffers_are_registered_where_they_are(make: Callable[[], Any]) -> None:
@@ -126,6 +127,17 @@ def test_a_tensor_of_another_order_is_registered_only_if_that_is_asked_for() -> 
     assert memory.tensor is not None and memory.tensor.strides_bytes == (4, 24)
     with pytest.raises(moai.MemoryRegistrationError):
         moai.Memory.from_dlpack(np.zeros((4, 6), np.float32)[:, ::2], contiguous=False)
+
+
+def test_buffers_that_are_gone_are_refused() -> None:
+    released = memoryview(bytearray(8))
+    released.release()
+    closed = mmap.mmap(-1, 64)
+    closed.close()
+    for buffer in (released, closed):
+        with pytest.raises(moai.MemoryRegistrationError) as error:
+            moai.Memory.from_buffer(buffer)
+        assert error.value.field == "buffer"
 
 
 class Odd:

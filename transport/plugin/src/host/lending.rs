@@ -73,7 +73,7 @@ mod tests {
             assert_eq!(raw.count, regions.len() as u64);
             for (at, region) in regions.iter().enumerate() {
                 // SAFETY: there are so many.
-                let memory = unsafe { &*raw.at.add(at) };
+                let memory = unsafe { &*raw.at.wrapping_add(at) };
                 assert_eq!(memory.address.addr(), region.start_address());
                 assert_eq!(memory.bytes, region.len());
             }
