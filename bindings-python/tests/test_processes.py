@@ -86,7 +86,9 @@ def in_child(what: str) -> str:
         """
     )
     program = program.replace("WHAT", what).replace("EXIT", "1")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=HERE, check=False)
+    # From 3.12 on, Python itself warns of forks of processes with threads.
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=HERE, check=False)
     assert done.returncode == 0 and done.stderr == "", done
     assert "child 0\nparent 0 None\n" in done.stdout, done
     return done.stdout

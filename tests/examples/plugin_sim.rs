@@ -34,7 +34,7 @@ fn shm(opening: &Opening) -> ShmProvider {
 
 fn tcp(opening: &Opening) -> TcpProvider {
     let bind = opening.bind.as_deref().and_then(|bind| bind.parse().ok());
-    let ip = bind.map_or(Ipv4Addr::LOCALHOST.into(), |bind: SocketAddr| bind.ip());
+    let ip = bind.map_or_else(|| Ipv4Addr::LOCALHOST.into(), |bind: SocketAddr| bind.ip());
     TcpProvider::new(TcpConfig {
         listen: opening.listens.then(|| SocketAddr::new(ip, 0)),
         ..TcpConfig::default()

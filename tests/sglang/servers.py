@@ -67,6 +67,10 @@ class Server:
             command += ["--disaggregation-bootstrap-port", str(self.bootstrap)]
         plugin = str(Path(__file__).parent / "plugin")
         environment = {**os.environ, **QUIET, "PYTHONPATH": plugin, **self.environment}
+        if self.tp > 1:
+            # More ranks than NUMA nodes: SGLang wants to be told their cores.
+            cores = sorted(os.sched_getaffinity(0))
+            environment["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(cores[rank % len(cores)]) for rank in range(self.tp))
         with self.log.open("w") as log:
             # A group of its own: killing it kills the scheduler too.
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
