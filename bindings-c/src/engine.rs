@@ -357,7 +357,7 @@ impl Running {
         };
         loop {
             // What has no end ends when the engine does.
-            let limit = limit.unwrap_or_else(|| Duration::from_secs(u64::from(u32::MAX)));
+            let limit = limit.unwrap_or(Duration::from_secs(u64::from(u32::MAX)));
             match self.engine.event(limit).map_err(refused)? {
                 None => return Err(Failure::new(Status::Timeout, "nothing happened in time")),
                 Some(event) => {

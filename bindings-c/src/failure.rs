@@ -4,7 +4,6 @@ use std::{
     any::Any,
     cell::{Cell, RefCell},
     ffi::{CString, c_char},
-    ops::{Deref, DerefMut},
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
@@ -54,12 +53,9 @@ statuses! {
     Transfer = 21, c"MOAI_TRANSFER";
 }
 
-/// Why a call failed; a pointer, as it is in the result of most functions.
+/// Why a call failed.
 #[derive(Debug)]
-pub(crate) struct Failure(Box<Why>);
-
-#[derive(Debug)]
-pub(crate) struct Why {
+pub(crate) struct Failure {
     pub(crate) status: Status,
     /// What is wrong, without what the others say.
     pub(crate) problem: String,
@@ -72,7 +68,7 @@ pub(crate) struct Why {
 
 impl Failure {
     pub(crate) fn new(status: Status, problem: impl Into<String>) -> Self {
-        Self(Box::new(Why {
+        Self {
             status,
             problem: problem.into(),
             field: String::new(),
@@ -80,7 +76,7 @@ impl Failure {
             theirs: String::new(),
             hint: String::new(),
             obstacles: Value::Null,
-        }))
+        }
     }
 
     /// Names the field that is to blame.
@@ -113,20 +109,6 @@ impl Failure {
             message = format!("{message}: {}", self.hint);
         }
         message
-    }
-}
-
-impl Deref for Failure {
-    type Target = Why;
-
-    fn deref(&self) -> &Why {
-        &self.0
-    }
-}
-
-impl DerefMut for Failure {
-    fn deref_mut(&mut self) -> &mut Why {
-        &mut self.0
     }
 }
 
@@ -165,7 +147,6 @@ pub(crate) fn c_text(text: impl Into<Vec<u8>>) -> CString {
 fn keep(failure: Failure) -> Code {
     let code = failure.status as Code;
     let message = failure.message();
-    let failure = *failure.0;
     let mut json = json!({
         "status": code, "name": name(code).to_string_lossy(), "message": message, "field": failure.field,
         "ours": failure.ours, "theirs": failure.theirs, "hint": failure.hint,
