@@ -89,7 +89,7 @@ MOAI_TRANSPORTS=tcp bash bindings-c/tests/pair.sh "$build/producer.asan" "$build
 MOAI_TRANSPORTS=shm bash bindings-c/tests/pair.sh "$build/producer.asan" "$build/consumer.asan"
 
 echo "-- under Valgrind"
-memcheck=(valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite --child-silent-after-fork=yes)
+memcheck=(valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite --child-silent-after-fork=yes)
 for test in bad_input transfers; do
     compile "$build/$test" "bindings-c/tests/$test.c"
     "${memcheck[@]}" "$build/$test"

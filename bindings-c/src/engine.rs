@@ -107,6 +107,9 @@ pub(crate) fn unused(value: u32, field: &str) -> Result<(), Failure> {
     Err(Failure::new(Status::Value, format!("is {value}; expected 0")).at(field))
 }
 
+/// Longer than any process lives, and not too long for clocks.
+const NO_END: Duration = Duration::from_secs(1 << 32);
+
 fn random<const N: usize>() -> Result<[u8; N], Failure> {
     let mut bytes = [0; N];
     let drawn = getrandom(&mut bytes[..], GetRandomFlags::empty());
@@ -357,7 +360,7 @@ impl Running {
         };
         loop {
             // What has no end ends when the engine does.
-            let limit = limit.unwrap_or(Duration::from_secs(u64::from(u32::MAX)));
+            let limit = limit.unwrap_or(NO_END);
             match self.engine.event(limit).map_err(refused)? {
                 None => return Err(Failure::new(Status::Timeout, "nothing happened in time")),
                 Some(event) => {

@@ -4,6 +4,7 @@ use std::{
     any::Any,
     cell::{Cell, RefCell},
     ffi::{CString, c_char},
+    ops::{Deref, DerefMut},
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
@@ -53,9 +54,13 @@ statuses! {
     Transfer = 21, c"MOAI_TRANSFER";
 }
 
-/// Why a call failed.
+/// Why a call failed. Results are small where nothing did.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub(crate) struct Failure(Box<Parts>);
+
+/// What there is to say of a failure.
+#[derive(Debug)]
+pub(crate) struct Parts {
     pub(crate) status: Status,
     /// What is wrong, without what the others say.
     pub(crate) problem: String,
@@ -66,9 +71,23 @@ pub(crate) struct Failure {
     pub(crate) obstacles: Value,
 }
 
+impl Deref for Failure {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl DerefMut for Failure {
+    fn deref_mut(&mut self) -> &mut Parts {
+        &mut self.0
+    }
+}
+
 impl Failure {
     pub(crate) fn new(status: Status, problem: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Parts {
             status,
             problem: problem.into(),
             field: String::new(),
@@ -76,7 +95,7 @@ impl Failure {
             theirs: String::new(),
             hint: String::new(),
             obstacles: Value::Null,
-        }
+        }))
     }
 
     /// Names the field that is to blame.
@@ -147,6 +166,7 @@ pub(crate) fn c_text(text: impl Into<Vec<u8>>) -> CString {
 fn keep(failure: Failure) -> Code {
     let code = failure.status as Code;
     let message = failure.message();
+    let failure = *failure.0;
     let mut json = json!({
         "status": code, "name": name(code).to_string_lossy(), "message": message, "field": failure.field,
         "ours": failure.ours, "theirs": failure.theirs, "hint": failure.hint,
@@ -200,7 +220,7 @@ fn said(panic: &(dyn Any + Send)) -> String {
 
 fn last(read: impl FnOnce(&Last) -> &CString) -> *const c_char {
     LAST.try_with(|last| read(&last.borrow()).as_ptr())
-        .unwrap_or(c"".as_ptr())
+        .unwrap_or_else(|_| c"".as_ptr())
 }
 
 #[unsafe(no_mangle)]

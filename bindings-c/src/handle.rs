@@ -203,7 +203,7 @@ mod tests {
     fn refused<T: Object>(handle: Handle<T>) -> String {
         let failure = handle.get("it").err().unwrap();
         assert_eq!(failure.field, "it");
-        failure.problem
+        failure.problem.clone()
     }
 
     #[test]

@@ -4,11 +4,11 @@
 //!
 //! # Where `unsafe` is
 //!
-//! Functions of the interface are safe code: their parameters are of types of [`arguments`], which only a caller of the C
+//! Functions of the interface are safe code: their parameters are of types of `arguments`, which only a caller of the C
 //! interface can make. What the header asks of callers is what those types rely on; their methods check all that can be
 //! checked (NULL, alignment, sizes and versions of structs, UTF-8, handles) and are the only ones that follow pointers of
-//! callers, besides [`dlpack`], which follows those of tensors, and [`memory`], which lends bytes. Handles are no pointers at
-//! all ([`handle`]).
+//! callers, besides `dlpack`, which follows those of tensors, and `memory`, which lends bytes. Handles are no pointers at
+//! all (`handle`).
 
 mod arguments;
 mod builder;

@@ -92,11 +92,9 @@ const STRUCTS: &[(&str, &str)] = &[
 fn as_c(rust: &str) -> String {
     let rust = rust.trim().trim_start_matches("structs::");
     let inner = |outer: &str| {
-        Some(
-            rust.strip_prefix(outer)?
-                .strip_prefix('<')?
-                .strip_suffix('>')?,
-        )
+        rust.strip_prefix(outer)?
+            .strip_prefix('<')?
+            .strip_suffix('>')
     };
     let named = |list: &[(&str, &str)], name: &str| {
         let found = list.iter().find(|(rust, _)| *rust == name);
