@@ -126,7 +126,7 @@ planted! {
     a_chunk_that_counts_twice_is_found: duplicate_counted, ["no bit has flipped", "writes to a page", "exposes"];
     a_quarantine_that_is_skipped_is_found: quarantine_skipped, ["writes to a page"];
     pages_that_are_released_before_their_fence_are_found:
-        released_early, ["after it was released", "released twice", "of offer"];
+        released_early, ["is released while"];
     a_seal_that_is_not_checked_is_found: seal_unchecked, ["with a forged handle", "is served from it"];
     a_bound_that_is_not_checked_is_found: bound_unchecked, ["is served from it"];
     an_offer_that_is_served_again_is_found: consumed_again, ["again"];

@@ -21,7 +21,7 @@ impl World {
     /// What a liar says instead of a message.
     pub(super) fn distort(&mut self, bytes: Vec<u8>) -> Vec<Vec<u8>> {
         // Who one is, is for certificates to prove.
-        if self.healed || matches!(bytes.first(), Some(1 | 2)) || !self.random.chance(80) {
+        if self.healed || matches!(bytes.first(), Some(1 | 2)) || !self.random.chance(150) {
             if self.said.len() == MOST_SAID {
                 self.said.remove(0);
             }
@@ -31,7 +31,7 @@ impl World {
             return vec![bytes];
         }
         self.summary.lies += 1;
-        match self.random.below(5) {
+        match self.random.below(6) {
             0 => Vec::new(),
             1 => vec![bytes.clone(), bytes],
             2 => {
@@ -43,7 +43,15 @@ impl World {
                 }
                 vec![bytes]
             }
-            3 if !self.said.is_empty() => {
+            // As if it had been asked for what was pushed to another.
+            3 => match self.pushed_elsewhere() {
+                Some(offer) => {
+                    let (reason, why) = (Reason::Local, "because".to_owned());
+                    vec![bytes, Message::Decline { offer, reason, why }.encode()]
+                }
+                None => vec![bytes],
+            },
+            4 if !self.said.is_empty() => {
                 let again = self.said[self.random.below(self.said.len())].clone();
                 vec![bytes, again]
             }
@@ -52,6 +60,14 @@ impl World {
                 vec![bytes, made_up]
             }
         }
+    }
+
+    /// The last offer that was pushed to an engine that does not lie.
+    fn pushed_elsewhere(&self) -> Option<u64> {
+        let mut requests = self.requests.iter().rev();
+        let pushed = requests
+            .find(|request| request.granted.is_some() && Some(request.consumer) != self.liar);
+        pushed.map(|request| request.number)
     }
 
     /// A message about something that may be there, and is none of the liar's business.

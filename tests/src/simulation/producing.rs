@@ -233,6 +233,11 @@ impl World {
                     return Err(format!("offer {offer} is released twice"));
                 };
                 process.pool.set(&run.pages, Owner::Free);
+                if process.serves.values().any(|serve| serve.number == offer) {
+                    return Err(format!(
+                        "offer {offer} is released while a part of it is served"
+                    ));
+                }
                 if reason == Reason::Consumed {
                     return self.check_consumed(pid, &run);
                 }
