@@ -82,7 +82,7 @@ fn what_opens_wrongly_is_not_opened() {
         (24, "messages of 0 bytes"),
         (25, "cannot be waited for"),
     ] {
-        let error = open(number).err().expect("it does not open").to_string();
+        let error = open(number).expect_err("it does not open").to_string();
         assert!(
             error.contains("provider wrong failed in") && error.contains(said),
             "{error}"
