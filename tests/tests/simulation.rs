@@ -116,22 +116,39 @@ macro_rules! planted {
 }
 
 planted! {
+    // Seeds that it took: 1.
     a_lease_that_is_ignored_is_found: lease_ignored, ["is not idle at rest", "leaked pages"];
+    // Seeds that it took: 18.
     a_generation_that_is_not_checked_is_found: generation_unchecked, ["exposes"];
+    // Seeds that it took: 4.
     a_fence_that_is_skipped_is_found: fence_skipped, ["writes to a page"];
+    // Seeds that it took: 2.
     an_outcome_that_comes_twice_is_found: outcome_twice, ["ended twice"];
+    // Seeds that it took: 3.
     a_digest_that_is_not_compared_is_found: digest_not_compared, ["exposes"];
+    // Seeds that it took: 3.
     a_stale_epoch_that_is_accepted_is_found: stale_epoch_accepted, ["is back after a later one"];
+    // Seeds that it took: 7.
     a_late_write_after_a_fence_is_found: landing_after_fence, ["writes to a page"];
+    // Seeds that it took: 11.
     a_chunk_that_counts_twice_is_found: duplicate_counted, ["no bit has flipped", "writes to a page", "exposes"];
+    // Seeds that it took: 4.
     a_quarantine_that_is_skipped_is_found: quarantine_skipped, ["writes to a page"];
+    // Seeds that it took: 11.
     pages_that_are_released_before_their_fence_are_found:
         released_early, ["is released while"];
+    // Seeds that it took: 29.
     a_seal_that_is_not_checked_is_found: seal_unchecked, ["with a forged handle", "is served from it"];
+    // Seeds that it took: 115.
     a_bound_that_is_not_checked_is_found: bound_unchecked, ["is served from it"];
+    // Seeds that it took: 36.
     an_offer_that_is_served_again_is_found: consumed_again, ["again"];
+    // Seeds that it took: 3.
     a_consumer_that_gave_up_and_counts_as_through_is_found: stop_is_commit, ["counts as consumed"];
+    // Seeds that it took: 324.
     a_decline_of_someone_else_is_found: decline_unchecked, ["declines it"];
+    // Seeds that it took: 12.
     a_push_that_is_never_forgotten_is_found: push_kept, ["is not idle at rest"];
+    // Seeds that it took: 1.
     a_deadline_that_comes_late_is_found: deadline_late, ["after its deadline"];
 }
