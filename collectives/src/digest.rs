@@ -35,8 +35,8 @@ use serde::{Deserialize, Serialize};
 pub enum Coverage {
     /// Nothing: sums are zero.
     Off,
-    /// In each layer and component, all rows of one run of [`RUN`] tokens in [`SAMPLE`], another one in each of as many
-    /// layers, the first of all by the key: whoever damages rows cannot know which. Finds what damages many rows (a wrong
+    /// In each layer and component, all rows of one run of tokens in [`SAMPLE`], another one in each of as many layers, the
+    /// first of all by the key: whoever damages rows cannot know which. Finds what damages many rows (a wrong
     /// layout, scale or page), seldom a flipped bit.
     Sample,
     /// Every row that goes over a wire, and a sample of those that a consumer reads in the producer's own pages: there
@@ -74,14 +74,20 @@ impl fmt::Display for Coverage {
 /// many runs.
 pub const SAMPLE: u32 = 16;
 
-/// Tokens of a run, from a multiple of it on: as many as make visiting them cost no more than reading them.
+/// Tokens of a run, at most: as many as make visiting them cost no more than reading them. Of short requests a run is a
+/// [`RUNS`]th, so that there are some to choose from.
 pub const RUN: u32 = 32;
+
+/// Runs that a request has at least, if it has as many tokens.
+pub const RUNS: u32 = 64;
 
 /// Key and constants of one transfer's digest.
 #[derive(Clone, Debug)]
 pub struct DigestKey {
     key: u64,
     coverage: Coverage,
+    /// Tokens of a run, from a multiple of it on.
+    run: u32,
     constants: Multilinear,
 }
 
@@ -140,6 +146,7 @@ impl DigestKey {
         Self {
             key,
             coverage: Coverage::Full,
+            run: 1,
             constants: Multilinear::new((1..=words).map(constant).collect()),
         }
     }
@@ -148,6 +155,13 @@ impl DigestKey {
     #[must_use]
     pub fn covering(mut self, coverage: Coverage) -> Self {
         self.coverage = coverage;
+        self
+    }
+
+    /// Samples a request of so many tokens.
+    #[must_use]
+    pub fn over(mut self, tokens: u32) -> Self {
+        self.run = (tokens / RUNS).clamp(1, RUN);
         self
     }
 
@@ -169,7 +183,7 @@ impl DigestKey {
         match self.coverage {
             Coverage::Off => false,
             Coverage::Sample => {
-                let runs = [layer, component.wrapping_mul(SAMPLE / 2), token / RUN];
+                let runs = [layer, component.wrapping_mul(SAMPLE / 2), token / self.run];
                 let turn = runs
                     .iter()
                     .fold(mix(self.key) as u32, |a, &b| a.wrapping_add(b));
@@ -238,7 +252,7 @@ impl DigestKey {
         while start < count {
             let token = first + start * step;
             // The first that is in another run.
-            let next = (RUN - token % RUN).div_ceil(step);
+            let next = (self.run - token % self.run).div_ceil(step);
             let end = start.saturating_add(next).min(count);
             if self.covers(layer, component, token) {
                 return Some(start..end);
@@ -340,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_sample_is_the_same_rows_in_whatever_order_they_come() {
-        let full = DigestKey::new(77, 16);
+        let full = DigestKey::new(77, 16).over(2000);
         let (some, off) = (
             full.clone().covering(Coverage::Sample),
             full.clone().covering(Coverage::Off),
@@ -397,7 +411,8 @@ mod tests {
     #[test]
     fn a_sample_meets_each_page_and_each_long_layer() {
         for key in 0..50 {
-            let some = DigestKey::new(key, 16).covering(Coverage::Sample);
+            let some = DigestKey::new(key, 16).over(5000);
+            let some = some.covering(Coverage::Sample);
             for token in (0..4096).step_by(16) {
                 let met = |layers, components| {
                     (0..layers)
@@ -413,7 +428,8 @@ mod tests {
             }
         }
         let first = |key| {
-            let some = DigestKey::new(key, 16).covering(Coverage::Sample);
+            let some = DigestKey::new(key, 16).over(5000);
+            let some = some.covering(Coverage::Sample);
             (0..SAMPLE).find(|run| some.covers(0, 0, run * RUN))
         };
         let firsts: std::collections::BTreeSet<_> = (0..500).map(first).collect();

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use super::Agreed;
 use crate::{
     descriptor::Descriptor,
-    digest::Coverage,
+    digest::{Coverage, DigestKey},
     limits,
     negotiate::{Obstacles, Refusal, Role},
     plan::{Chunks, Pair},
@@ -171,6 +171,13 @@ impl Requested {
     #[must_use]
     pub fn tokens(&self) -> u32 {
         self.consumer.tokens
+    }
+
+    /// A key for digests of rows of up to `row_bytes` bytes, as much as is wanted of them.
+    #[must_use]
+    pub fn digest_key(&self, key: u64, row_bytes: usize) -> DigestKey {
+        let key = DigestKey::new(key, row_bytes).over(self.tokens());
+        key.covering(self.coverage())
     }
 
     /// How much of it is digested.

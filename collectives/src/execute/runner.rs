@@ -350,8 +350,7 @@ impl Runner {
     /// A key for the digests of what it moves, as the request wants them.
     #[must_use]
     pub fn digest_key(&self, key: u64) -> DigestKey {
-        let coverage = self.requested.coverage();
-        DigestKey::new(key, self.longest_row()).covering(coverage)
+        self.requested.digest_key(key, self.longest_row())
     }
 
     /// One of the [parts](Chunks::parts) of what it moves: the global layer, and its chunks.

@@ -15,7 +15,6 @@ use super::{
 };
 use crate::{
     cost::{self, Way},
-    digest::DigestKey,
     execute::{Requested, Runner},
     limits::MAX_ENGINES,
     negotiate::Role,
@@ -280,9 +279,7 @@ impl<N: Network> Driver<N> {
             .filter_map(|&pair| core.runners.take(&requested, pair, Role::Consumer));
         let runners: Vec<Runner> = runners.collect();
         let row = runners.iter().map(Runner::longest_row).max().unwrap_or(4);
-        let key =
-            DigestKey::new(core.node.digest_key(transfer), row).covering(requested.coverage());
-        let key = Arc::new(key);
+        let key = Arc::new(requested.digest_key(core.node.digest_key(transfer), row));
         let can_map = core
             .links
             .peer(link)
