@@ -41,6 +41,7 @@ page! {
     Sglang "sglang.md"
     Metrics "metrics.md"
     FromC "c.md"
+    FromPython "python.md"
     Security "security.md"
     CommandLine "command-line.md"
     Configuration "configuration.md"
