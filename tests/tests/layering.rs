@@ -145,7 +145,10 @@ fn packages() -> Vec<Package> {
                 .iter()
                 .filter(|target| {
                     let kinds = list(&target["kind"]);
-                    kinds.iter().any(|kind| kind == "lib" || kind == "bin")
+                    let root = ["lib", "rlib", "staticlib", "bin"];
+                    kinds
+                        .iter()
+                        .any(|kind| root.iter().any(|root| kind == root))
                 })
                 .map(|target| text(&target["src_path"]).into())
                 .collect(),
