@@ -391,7 +391,8 @@ class Engine:
     # ------------------------------------------------------------------- end
 
     def close(self) -> None:
-        """Ends it, so that peers hear of it. Afterwards nothing of its memory is read or written. Whoever waits gets :class:`ClosedError`.
+        """Ends it, so that peers hear of it. Afterwards nothing of its memory is read or written. Whoever waits gets :class:`ClosedError`,
+        or :class:`TransferCancelled` if that was heard of first.
 
         It takes half a second at most. Closing it again does nothing.
         """
