@@ -42,6 +42,13 @@ const TURN: usize = 4;
 #[cfg(target_arch = "x86_64")]
 const BLOCK: usize = 64;
 
+/// Spans of this length and more are copied from end to end, one after the other: the processor asks for the lines ahead
+/// of what is read in order, over the ends of pages, too. That is also why blocks that are copied side by side are of as
+/// many spans. Measured on an AMD EPYC (Zen 5), in 256 MiB, GB/s: pieces of 64 KiB 15 to 16 where four neighbouring blocks are
+/// side by side, 20 with blocks of four pieces, 17 from end to end; pieces of 8 MiB 14 by four, 21 from end to end.
+#[cfg(target_arch = "x86_64")]
+const ALONE: usize = 256 << 10;
+
 #[cfg(target_arch = "x86_64")]
 const LINE: usize = 64;
 
@@ -81,7 +88,7 @@ mod imp {
     };
     use std::ptr;
 
-    use super::{BLOCK, CopySpan, GATHERED, LINE, SIDE_BY_SIDE, TURN};
+    use super::{ALONE, BLOCK, CopySpan, GATHERED, LINE, SIDE_BY_SIDE, TURN};
 
     pub(super) fn copy(target: &mut [u8], source: &[u8], spans: &[CopySpan], past_caches: bool) {
         if past_caches {
@@ -116,9 +123,7 @@ mod imp {
         /// Asks for a line of the source; one beyond its end does no harm.
         #[inline(always)]
         fn ask(&self, line: usize) {
-            let at = self.from.wrapping_add(line * LINE);
-            // SAFETY: a prefetch reads nothing, whatever the address.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+            ask(self.from.wrapping_add(line * LINE));
         }
 
         /// Copies a whole line.
@@ -152,45 +157,115 @@ mod imp {
         }
     }
 
+    /// What of a span is yet to be cut into blocks.
+    #[derive(Clone, Copy)]
+    struct Rest {
+        from: *const u8,
+        to: *mut u8,
+        bytes: usize,
+        /// Bytes before the first whole line of the target.
+        head: usize,
+    }
+
+    impl Rest {
+        const EMPTY: Self = Self {
+            from: ptr::null(),
+            to: ptr::null_mut(),
+            bytes: 0,
+            head: 0,
+        };
+
+        /// All of a span that lies in both.
+        fn new(source: *const u8, target: *mut u8, span: &CopySpan) -> Self {
+            let bytes = span.bytes as usize;
+            let to = target.wrapping_add(span.to as usize);
+            Self {
+                from: source.wrapping_add(span.from as usize),
+                to,
+                bytes,
+                head: to.align_offset(LINE).min(bytes),
+            }
+        }
+
+        /// Its first bytes, `lines` whole lines at most and what comes before the first of them and after the last, which
+        /// are no longer in it then.
+        #[inline(always)]
+        fn take(&mut self, lines: usize) -> Block {
+            let lines = ((self.bytes - self.head) / LINE).min(lines);
+            let whole = self.head + lines * LINE;
+            let left = self.bytes - whole;
+            let tail = if left < LINE { left } else { 0 };
+            let block = Block {
+                from: self.from,
+                to: self.to,
+                head: self.head,
+                lines,
+                tail,
+            };
+            *self = Self {
+                from: self.from.wrapping_add(whole + tail),
+                to: self.to.wrapping_add(whole + tail),
+                bytes: left - tail,
+                head: 0,
+            };
+            block
+        }
+    }
+
     fn run<const PAST: bool>(target: &mut [u8], source: &[u8], spans: &[CopySpan]) {
         let mut blocks = [Block::EMPTY; GATHERED];
         let mut count = 0;
         // Spans were checked, so that what is added to these stays within the borrowed bytes.
         let (source, target) = (source.as_ptr(), target.as_mut_ptr());
-        for span in spans {
-            let bytes = span.bytes as usize;
-            let from = source.wrapping_add(span.from as usize);
-            let to = target.wrapping_add(span.to as usize);
-            let mut at = 0;
-            let mut head = to.align_offset(LINE).min(bytes);
-            while at < bytes {
-                let lines = ((bytes - at - head) / LINE).min(BLOCK);
-                let whole = head + lines * LINE;
-                let left = bytes - at - whole;
-                let tail = if left < LINE { left } else { 0 };
-                blocks[count] = Block {
-                    from: from.wrapping_add(at),
-                    to: to.wrapping_add(at),
-                    head,
-                    lines,
-                    tail,
-                };
-                count += 1;
-                (at, head) = (at + whole + tail, 0);
-                if count == GATHERED {
-                    // SAFETY: every block is a part of its span, and that of bytes which are borrowed for this call.
-                    unsafe { copy_blocks::<PAST>(&blocks) };
-                    count = 0;
+        let mut spans = spans.iter().map(|span| Rest::new(source, target, span));
+        let mut lanes = [Rest::EMPTY; SIDE_BY_SIDE];
+        loop {
+            let before = count;
+            for lane in &mut lanes {
+                while lane.bytes == 0 {
+                    let Some(next) = spans.next() else { break };
+                    *lane = next;
+                    if lane.bytes >= ALONE {
+                        let block = lane.take(usize::MAX);
+                        // SAFETY: the block is a span, and that a part of bytes which are borrowed for this call.
+                        unsafe { copy_alone::<PAST>(&block) };
+                    }
+                }
+                if lane.bytes > 0 {
+                    blocks[count] = lane.take(BLOCK);
+                    count += 1;
                 }
             }
+            let end = count == before;
+            if end || count + SIDE_BY_SIDE > GATHERED {
+                // SAFETY: every block is a part of its span, and that of bytes which are borrowed for this call.
+                unsafe { copy_blocks::<PAST>(&blocks[..count]) };
+                count = 0;
+            }
+            if end {
+                break;
+            }
         }
-        // SAFETY: as above.
-        unsafe { copy_blocks::<PAST>(&blocks[..count]) };
         if PAST {
             // Stores past the caches are in no order with others until then.
             // SAFETY: every processor of this architecture has it.
             unsafe { _mm_sfence() };
         }
+    }
+
+    /// Copies a long block from end to end.
+    ///
+    /// # Safety
+    ///
+    /// As [`copy_blocks`].
+    unsafe fn copy_alone<const PAST: bool>(block: &Block) {
+        for line in 0..block.lines {
+            block.ask(line + BLOCK);
+            // SAFETY: by the caller's word.
+            unsafe { block.copy_line::<PAST>(line) };
+        }
+        // SAFETY: as above.
+        unsafe { block.copy_ends() };
     }
 
     /// Copies blocks, several side by side, while lines of those that follow are asked for.
@@ -242,12 +317,23 @@ mod imp {
     ) {
         let least = group.iter().map(|block| block.lines).min().unwrap_or(0);
         let turns = least / TURN;
+        // Places by themselves, which the compiler then keeps in registers.
+        let mut places =
+            [(ptr::null::<u8>(), ptr::null_mut::<u8>(), ptr::null::<u8>()); SIDE_BY_SIDE];
+        for (place, (block, next)) in places.iter_mut().zip(group.iter().zip(next)) {
+            *place = (
+                block.from.wrapping_add(block.head),
+                block.to.wrapping_add(block.head),
+                next.from,
+            );
+        }
         for turn in 0..turns {
-            for (block, next) in group.iter().zip(next) {
-                for line in turn * TURN..(turn + 1) * TURN {
-                    next.ask(line);
-                    // SAFETY: by the caller's word.
-                    unsafe { block.copy_line::<PAST>(line) };
+            for (from, to, next) in places {
+                for line in 0..TURN {
+                    let at = (turn * TURN + line) * LINE;
+                    ask(next.wrapping_add(at));
+                    // SAFETY: by the caller's word, the line being a whole one of its block.
+                    unsafe { copy_line::<PAST>(from.wrapping_add(at), to.wrapping_add(at)) };
                 }
             }
         }
@@ -260,6 +346,13 @@ mod imp {
             // SAFETY: as above.
             unsafe { block.copy_ends() };
         }
+    }
+
+    /// Asks for a line, wherever it is.
+    #[inline(always)]
+    fn ask(at: *const u8) {
+        // SAFETY: a prefetch reads nothing, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
     }
 
     /// # Safety
@@ -340,6 +433,31 @@ mod tests {
             }
             copy_spans(&mut target, &source, &spans, case % 2 == 0);
             assert_eq!(target, expected, "case {case}");
+        }
+    }
+
+    #[test]
+    fn a_span_that_is_copied_by_itself_arrives_with_those_beside_it() {
+        const LEN: usize = 270_000;
+        let source: Vec<u8> = (0..LEN).map(|at| (at * 7 % 251) as u8).collect();
+        let (short, long) = (1000, 263_001);
+        for start in [3, 64] {
+            let span = |from: usize, bytes: usize| CopySpan {
+                from: from as u64,
+                to: (from + start) as u64,
+                bytes: bytes as u32,
+            };
+            let spans = [span(0, short), span(short, long), span(short + long, short)];
+            let mut target = vec![0xA5; LEN];
+            copy_spans(&mut target, &source, &spans, start == 3);
+            let end = short + long + short;
+            assert_eq!(target[start..start + end], source[..end]);
+            assert!(
+                target[..start]
+                    .iter()
+                    .chain(&target[start + end..])
+                    .all(|byte| *byte == 0xA5)
+            );
         }
     }
 
