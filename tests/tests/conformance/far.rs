@@ -165,6 +165,7 @@ impl Far {
                 }
             }
             Place::Process => {
+                way.prepare();
                 let mut child = Command::new(std::env::current_exe().unwrap())
                     .env(CHILD, format!("{way} {seed}"))
                     .stdin(Stdio::piped())

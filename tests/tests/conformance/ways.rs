@@ -168,6 +168,13 @@ impl Way {
         };
         Ok(Node::new(self.open(listens, &device)?, device, seed))
     }
+
+    /// Builds what processes of this way take as it is.
+    pub(crate) fn prepare(self) {
+        if matches!(self, Self::Plugin { .. }) {
+            let _ = plugin();
+        }
+    }
 }
 
 impl fmt::Display for Way {
