@@ -537,7 +537,8 @@ enum {
 };
 
 /* The next event, if one happens in time; it is freed by moai_event_free. MOAI_TIMEOUT if none does, MOAI_OVER once the engine is
- * closed and all was told. One thread at a time. */
+ * closed and all was told. One thread at a time. Of events that nobody polls for the last 65,536 are kept; what they say of
+ * transfers, offers and grants is told by those as well. */
 moai_status moai_engine_poll(moai_engine *engine, uint64_t timeout_ns, moai_event **event);
 /* A descriptor for poll, select and epoll: readable while an event waits, and once the engine is over. Never read from it nor close it; it lasts
  * until moai_engine_free. */

@@ -9,7 +9,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc, Mutex, PoisonError,
-        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+        mpsc::{Receiver, Sender, channel},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -32,6 +32,8 @@ use thiserror::Error;
 use crate::{
     Fabric, FabricError,
     directory::{Directory, EngineName, NodeKey, Pin, View},
+    inbox::{Inbox, Over},
+    limits::MAX_WAITING_EVENTS,
     metrics::{Metrics, ProtocolWatch, Readiness, State, TransportWatch},
     transports::{AddressBook, Ways},
 };
@@ -50,7 +52,8 @@ pub struct EngineSetup {
     pub generations: Vec<Option<Generations>>,
     /// Follows whether there is a compatible peer.
     pub readiness: Option<Readiness>,
-    /// Is told of every event before [`Engine::event`] is.
+    /// Is told of every event before [`Engine::event`] is. Where there is one, the last [`MAX_WAITING_EVENTS`] that nobody
+    /// has asked for are kept; where there is none, all are, and nothing new begins while so many wait.
     pub listener: Option<Listener>,
 }
 
@@ -99,6 +102,16 @@ pub enum EngineError {
     /// The system refuses a thread or a descriptor.
     #[error("cannot start the engine's thread: {0}")]
     System(#[source] io::Error),
+    /// It would cause events, and too many wait.
+    #[error(
+        "{waiting} events wait, and nothing is begun from {limit} on; ask for them: Engine::event"
+    )]
+    Unread {
+        /// Events that nobody has asked for.
+        waiting: usize,
+        /// [`MAX_WAITING_EVENTS`].
+        limit: usize,
+    },
     /// Its thread is gone.
     #[error("the engine's thread is over; its log says why")]
     Over,
@@ -115,9 +128,7 @@ type Call = Box<dyn FnOnce(&mut Worker) + Send>;
 pub struct Engine {
     calls: Sender<Call>,
     wake: Arc<OwnedFd>,
-    events: Mutex<Receiver<Event>>,
-    /// Counts events that wait, and one more once no other will come.
-    waiting: Arc<OwnedFd>,
+    events: Arc<Inbox>,
     addresses: Vec<Address>,
     thread: Mutex<Option<JoinHandle<Vec<Region>>>>,
 }
@@ -183,16 +194,14 @@ impl Engine {
             return Err(FabricError::from(error).into());
         }
         let (calls, to_do) = channel::<Call>();
-        let (say, events) = channel();
+        let events = Inbox::new(MAX_WAITING_EVENTS, setup.listener.is_some());
+        let events = Arc::new(events.map_err(EngineError::System)?);
         let (ready, is_ready) = channel();
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let wake = eventfd(0, flags).map_err(|error| EngineError::System(error.into()))?;
         let wake = Arc::new(wake);
-        let flags = flags | EventfdFlags::SEMAPHORE;
-        let waiting = eventfd(0, flags).map_err(|error| EngineError::System(error.into()))?;
-        let waiting = Arc::new(waiting);
         let (fabric, woken) = (fabric.clone(), Arc::clone(&wake));
-        let told = Told(Arc::clone(&waiting));
+        let told = Told(Arc::clone(&events));
         let name = format!("moai-{}", setup.node.engine);
         let thread = std::thread::Builder::new().name(name);
         let thread = thread.spawn(move || {
@@ -212,7 +221,6 @@ impl Engine {
                 metrics: fabric.metrics().cloned(),
                 readiness,
                 listener,
-                say,
                 told,
                 protocol: ProtocolWatch::new(),
                 transport: TransportWatch::new(),
@@ -233,8 +241,7 @@ impl Engine {
         Ok(Self {
             calls,
             wake,
-            events: Mutex::new(events),
-            waiting,
+            events,
             addresses,
             thread: Mutex::new(Some(thread)),
         })
@@ -289,6 +296,7 @@ impl Engine {
     ///
     /// [`EngineError`].
     pub fn offer(&self, offer: Offer) -> Result<Handle, EngineError> {
+        self.may_begin()?;
         let offered = self.call(move |worker| worker.driver.offer(offer))?;
         offered.map_err(EngineError::Setup)
     }
@@ -324,12 +332,13 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// [`EngineError::Over`]; within, why it cannot be pushed.
+    /// [`EngineError::Over`] and [`EngineError::Unread`]; within, why it cannot be pushed.
     pub fn push(
         &self,
         offer: u64,
         grant: &Handle,
     ) -> Result<Result<(), (Reason, String)>, EngineError> {
+        self.may_begin()?;
         let grant = grant.clone();
         self.call(move |worker| worker.driver.push(offer, &grant))
     }
@@ -338,8 +347,9 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// [`EngineError::Over`]; within, why it cannot begin.
+    /// [`EngineError::Over`] and [`EngineError::Unread`]; within, why it cannot begin.
     pub fn pull(&self, pull: Pull) -> Result<Result<TransferId, Failure>, EngineError> {
+        self.may_begin()?;
         self.call(move |worker| worker.driver.pull(pull))
     }
 
@@ -358,6 +368,7 @@ impl Engine {
     ///
     /// [`EngineError`].
     pub fn grant(&self, grant: Grant) -> Result<Handle, EngineError> {
+        self.may_begin()?;
         let granted = self.call(move |worker| worker.driver.grant(grant))?;
         granted.map_err(EngineError::Setup)
     }
@@ -402,22 +413,13 @@ impl Engine {
     ///
     /// [`EngineError::Over`], once everything that happened was told.
     pub fn event(&self, limit: Duration) -> Result<Option<Event>, EngineError> {
-        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        match events.recv_timeout(limit) {
-            Ok(event) => {
-                // It was counted before it was said.
-                let _ = rustix::io::read(&*self.waiting, &mut [0; 8]);
-                Ok(Some(event))
-            }
-            Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => Err(EngineError::Over),
-        }
+        self.events.next(limit).map_err(|Over| EngineError::Over)
     }
 
     /// Is readable while an event waits, and once no more will come. Not to be read from: [`event`](Self::event) does.
     #[must_use]
     pub fn waiting(&self) -> BorrowedFd<'_> {
-        self.waiting.as_fd()
+        self.events.as_fd()
     }
 
     /// Ends it, so that peers hear of it, and gives the memory back: nothing is read or written there any more.
@@ -440,6 +442,15 @@ impl Engine {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         let thread = thread.take().ok_or(EngineError::Over)?;
         thread.join().map_err(|_| EngineError::Over)
+    }
+
+    /// Whether what causes events may begin.
+    fn may_begin(&self) -> Result<(), EngineError> {
+        let limit = MAX_WAITING_EVENTS;
+        let full = self.events.full();
+        full.map_or(Ok(()), |waiting| {
+            Err(EngineError::Unread { waiting, limit })
+        })
     }
 
     fn end(&self) {
@@ -471,19 +482,12 @@ impl Drop for Engine {
     }
 }
 
-/// Counts events; the last count is that no other will come, however the thread ends.
-struct Told(Arc<OwnedFd>);
-
-impl Told {
-    fn one(&self) {
-        // It fails only if more events wait than memory holds.
-        let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
-    }
-}
+/// Says that no other event will come, however the thread ends.
+struct Told(Arc<Inbox>);
 
 impl Drop for Told {
     fn drop(&mut self) {
-        self.one();
+        self.0.end();
     }
 }
 
@@ -492,8 +496,6 @@ struct Watch {
     metrics: Option<Arc<Metrics>>,
     readiness: Option<Readiness>,
     listener: Option<Listener>,
-    say: Sender<Event>,
-    // After the sender: whoever is woken finds that it is gone.
     told: Told,
     protocol: ProtocolWatch,
     transport: TransportWatch,
@@ -623,9 +625,7 @@ impl Worker {
             if let Some(Listener(hear)) = &watch.listener {
                 hear(&event);
             }
-            watch.told.one();
-            // Nobody listens any more; what is told is told.
-            let _ = watch.say.send(event);
+            watch.told.0.put(event);
         }
         if let Some(metrics) = watch.metrics.as_deref()
             && (any || watch.last.elapsed() >= COUNT_PERIOD)

@@ -20,6 +20,7 @@ pub mod directory;
 mod engine;
 mod fabric;
 pub mod files;
+mod inbox;
 pub mod keys;
 pub mod limits;
 pub mod metrics;

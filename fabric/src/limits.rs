@@ -1,4 +1,5 @@
-//! Every bound on what a directory, a file, a name server or whoever asks for metrics may size, with its reason.
+//! Every bound on what a directory, a file, a name server, whoever asks for metrics or nobody who asks for events may size,
+//! with its reason.
 
 /// Nodes of one engine: as many as ranks of a side, for a node holds at least one.
 pub const MAX_NODES: usize = 4096;
@@ -24,3 +25,5 @@ pub const MAX_HTTP_CONNECTIONS: usize = 8;
 pub const MAX_HTTP_REQUEST_BYTES: usize = 8 << 10;
 /// Lines of such a head.
 pub const MAX_HTTP_HEADERS: usize = 64;
+/// Events of an engine that wait until they are asked for: minutes of a busy engine, and some ten MiB.
+pub const MAX_WAITING_EVENTS: usize = 65_536;

@@ -438,6 +438,7 @@ fn limits_are_those_of_the_code() {
             fabric::MAX_HTTP_REQUEST_BYTES as u64,
         ),
         ("MAX_HTTP_HEADERS", fabric::MAX_HTTP_HEADERS as u64),
+        ("MAX_WAITING_EVENTS", fabric::MAX_WAITING_EVENTS as u64),
     ];
     let page = read("docs/src/limits.md");
     let told: Vec<(String, u64)> = rows(&page)
