@@ -152,7 +152,7 @@ pub unsafe fn enter(
 ///         #     fn name(&self) -> &'static str { "example" }
 ///         #     fn probe(&self) -> Result<String, String> { Err("it is an example".into()) }
 ///         #     fn obstacle(&self, _: &Address) -> Option<Obstacle> { None }
-///         #     fn open(&self) -> Result<Box<dyn Interface + Send>, Error> { unimplemented!() }
+///         #     fn open(&self) -> Result<Box<dyn Interface + Send>, Error> { Err(Error::TooManyPeers { limit: 0 }) }
 ///         # }
 ///         Box::new(MyProvider(opening.listens))
 ///     })
