@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use moai_collectives::limits::MAX_PULL_MS;
 use moai_collectives::protocol::{
     handle::{EngineKey, Handle},
     node::{Action, Config, LinkId, Message, Node, Reason, ServeId, TransferId},
@@ -512,7 +513,7 @@ impl World {
     pub(super) fn run(mut self) -> Result<Summary, Violation> {
         let end = self.config.until + self.config.tail;
         while let Some(due) = self.queue.pop() {
-            if due.at > end {
+            if due.at > end && (due.at > end + self.patience() || self.is_at_rest()) {
                 break;
             }
             self.now = self.now.max(due.at);
@@ -536,10 +537,20 @@ impl World {
         }
     }
 
-    /// Whether nothing goes on any more but heartbeats: a large world need not go on with those.
+    /// How much longer than the last deadline the others may be kept busy: a liar that says how long it waits is believed,
+    /// up to a limit.
+    fn patience(&self) -> u64 {
+        match self.liar {
+            Some(_) => u64::from(MAX_PULL_MS) * MS,
+            None => 0,
+        }
+    }
+
+    /// Whether nothing goes on any more but heartbeats, with those that do not lie: a large world need not go on with those.
     fn is_at_rest(&self) -> bool {
-        self.processes.iter().all(|process| {
+        self.processes.iter().enumerate().all(|(pid, process)| {
             !process.alive
+                || self.lies(pid)
                 || (process.stopped_until <= self.now
                     && process.held.is_empty()
                     && process.pool.used() == 0
