@@ -45,6 +45,10 @@ fn args() -> Result<Options, String> {
             _ => return Err(format!("{word} is not known\n{USAGE}")),
         }
     }
+    if options.network && options.transport == "shm" {
+        let why = "--network: shared memory is not reached from another network namespace; expected --transport tcp";
+        return Err(format!("{why}\n{USAGE}"));
+    }
     Ok(options)
 }
 
