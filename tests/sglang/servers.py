@@ -71,6 +71,8 @@ class Server:
             # More ranks than NUMA nodes: SGLang wants to be told their cores.
             cores = sorted(os.sched_getaffinity(0))
             environment["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(cores[rank % len(cores)]) for rank in range(self.tp))
+            # Where torch brings NCCL along, SGLang wants GPUs for it. It goes without if there is none.
+            environment["SGLANG_NCCL_SO_PATH"] = "none"
         with self.log.open("w") as log:
             # A group of its own: killing it kills the scheduler too.
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
