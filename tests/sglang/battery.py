@@ -1,6 +1,6 @@
 """Real SGLang servers, prefill and decode apart, held against one server that does both.
 
-Usage: battery.py HOME [PART…]. Parts: pages, tp; both by default. HOME has `models/`; results go to HOME/results.
+Usage: battery.py HOME [PART…]. Parts: pages, tp; all by default. HOME has `models/`; results go to HOME/results.
 Prompts are token numbers, tokens are taken greedily, and in one number format the disaggregated answer must be the single server's,
 token for token and logprob for logprob. Exits with 1 if something that must hold does not.
 """
@@ -14,11 +14,13 @@ import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Callable
 
 from servers import HOST, ROOMS, Server, ServerError, disaggregated
 
 LENGTHS = (5, 16, 17, 64, 70, 130, 300)
 TOKENS = 24
+PARTS = ("pages", "tp")
 # A request whose prefill server is dead must have ended by then.
 ERROR_SECONDS = 60
 PORTS = iter(range(31100, 31900, 10))
@@ -36,12 +38,34 @@ class Battery:
         self.home, self.rows, self.running = home, [], []
         self.results = home / "results"
         self.results.mkdir(exist_ok=True)
-        self.fault_file = self.results / "fault"
+        self.fault_file, self.held_file = self.results / "fault", self.results / "held"
         self.fault("")
 
     def fault(self, name: str) -> None:
         """What goes wrong from now on in servers that were given faults."""
-        self.fault_file.write_text(name)
+        self.held_file.unlink(missing_ok=True)
+        # At once: servers read it meanwhile.
+        new = self.fault_file.with_name("fault.new")
+        new.write_text(name)
+        new.replace(self.fault_file)
+
+    def once_held(self, act: Callable[[], None], goes_on: bool = True) -> threading.Thread:
+        """Does something between an offer and its pull, which is held back until then, or until the fault is taken back."""
+        self.fault("slow")
+
+        def wait() -> None:
+            end = time.monotonic() + ERROR_SECONDS
+            while not self.held_file.exists() and time.monotonic() < end:
+                time.sleep(0.05)
+            if self.held_file.exists():
+                act()
+            # Where no pull came, the request ends as it does, and its row does not hold.
+            if goes_on:
+                self.fault("")
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        return thread
 
     def server(self, name: str, role: str = "", model: str = "llama-kv4", page: int = 16, **more) -> Server:
         """Launches one."""
@@ -130,10 +154,9 @@ class Battery:
         """Servers die, and the others go on."""
         prefill, decode = prefills[64], decodes[16]
         before = settled(decode)
-        self.fault("slow")
-        threading.Timer(2.5, prefill.kill).start()
+        held = self.once_held(prefill.kill)
         self.fails("page 64 → 16, prefill server killed before the pull", prefill, decode, [])
-        self.fault("")
+        held.join()
         self.running.remove(prefill)
         self.parity("the same decode server, from the other prefill server", baseline, prefills[16], decode, (70, 300))
         # Nobody computes this one: the decode server waits for a server that dies while it waits.
@@ -148,10 +171,10 @@ class Battery:
         # The client gives up.
         before = [settled(prefills[16]), settled(decode)]
         bootstrap = {"bootstrap_host": HOST, "bootstrap_port": prefills[16].bootstrap, "bootstrap_room": next(ROOMS)}
-        self.fault("slow")
+        held = self.once_held(lambda: decode.abort("given up"), goes_on=False)
         threading.Timer(1, lambda: prefills[16].generate(prompt(70), TOKENS, **bootstrap)).start()
-        threading.Timer(3, lambda: decode.abort("given up")).start()
         self.fails("a request that is aborted while it is moved", prefills[16], decode, [], {**bootstrap, "rid": "given up"})
+        held.join()
         self.fault("")
         self.parity("page 16 → 16 after it", baseline, prefills[16], decode, (70, 300))
         after = [settled(prefills[16]), settled(decode)]
@@ -159,10 +182,9 @@ class Battery:
         # The consumer dies.
         prefill, doomed = prefills[16], decodes[64]
         before = settled(prefill)
-        self.fault("slow")
-        threading.Timer(2.5, doomed.kill).start()
+        held = self.once_held(doomed.kill)
         self.fails("page 16 → 64, decode server killed before the pull", prefill, doomed, ["expired"], at=0)
-        self.fault("")
+        held.join()
         self.running.remove(doomed)
         self.parity("the same prefill server, to the other decode server", baseline, prefill, decode, (70, 300))
         after = settled(prefill, 90)
@@ -233,10 +255,14 @@ def settled(server: Server, seconds: float = 20) -> int:
 
 def main(arguments: list[str]) -> int:
     """See the module."""
+    unknown = [name for name in arguments[1:] if name not in PARTS]
+    if not arguments or unknown:
+        print(f"usage: battery.py HOME [PART…]; parts: {', '.join(PARTS)}; not known: {', '.join(unknown) or 'HOME'}", file=sys.stderr)
+        return 2
     battery = Battery(Path(arguments[0]).resolve())
     try:
-        for part in arguments[1:] or ["pages", "tp"]:
-            {"pages": battery.pages, "tp": battery.tp}[part]()
+        for part in arguments[1:] or PARTS:
+            getattr(battery, part)()
     except ServerError as error:
         battery.row("servers start", "they do", str(error)[-1500:], False)
     finally:

@@ -1,12 +1,15 @@
 """A plug-in of SGLang for the battery alone: a machine without a GPU, and faults.
 
 Loaded by the entry point group ``sglang.srt.plugins`` in every process of a server. The file that BATTERY_FAULT names holds the
-fault of the moment: `zero`, `slow`, or nothing.
+fault of the moment: `zero`, `slow`, or nothing. A file beside it, `held`, is there once a pull is held back.
 """
 
 import os
 import time
 from pathlib import Path
+
+# Longer than the battery needs to do what it does meanwhile.
+HELD_SECONDS = 30
 
 
 def register() -> None:
@@ -36,9 +39,13 @@ def register() -> None:
                 tensor[page * size : (page + 1) * size] = 0
 
     def slow(*arguments, **named):
-        """Holds each pull back, so that its producer can be killed before it."""
-        if fault() == "slow":
-            time.sleep(4)
+        """Holds each pull back while the fault lasts, so that something can happen between an offer and its pull."""
+        if fault() != "slow":
+            return
+        Path(path).with_name("held").touch()
+        end = time.monotonic() + HELD_SECONDS
+        while fault() == "slow" and time.monotonic() < end:
+            time.sleep(0.1)
 
     HookRegistry.register(f"{manager}.committed", zero, HookType.AFTER)
     HookRegistry.register(f"{manager}.start_pull", slow, HookType.BEFORE)
