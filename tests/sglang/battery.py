@@ -1,6 +1,6 @@
 """Real SGLang servers, prefill and decode apart, held against one server that does both.
 
-Usage: battery.py HOME [PART…]. Parts: pages, tp; all by default. HOME has `models/`; results go to HOME/results.
+Usage: battery.py HOME [PART…]. Parts: pages, tp, pp, dtypes; all by default. HOME has `models/`; results go to HOME/results.
 Prompts are token numbers, tokens are taken greedily, and in one number format the disaggregated answer must be the single server's,
 token for token and logprob for logprob. Exits with 1 if something that must hold does not.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import sys
 import threading
 import time
@@ -16,11 +17,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Callable
 
+import torch
+
 from servers import HOST, ROOMS, Server, ServerError, disaggregated
 
 LENGTHS = (5, 16, 17, 64, 70, 130, 300)
 TOKENS = 24
-PARTS = ("pages", "tp")
+PARTS = ("pages", "tp", "pp", "dtypes")
+# KV formats that SGLang keeps on a CPU, and torch's names of them.
+FORMATS = {"auto": torch.float32, "bfloat16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn}
 # A request whose prefill server is dead must have ended by then.
 ERROR_SECONDS = 60
 PORTS = iter(range(31100, 31900, 10))
@@ -38,34 +43,52 @@ class Battery:
         self.home, self.rows, self.running = home, [], []
         self.results = home / "results"
         self.results.mkdir(exist_ok=True)
-        self.fault_file, self.held_file = self.results / "fault", self.results / "held"
+        self.fault_file = self.results / "fault"
         self.fault("")
 
     def fault(self, name: str) -> None:
         """What goes wrong from now on in servers that were given faults."""
-        self.held_file.unlink(missing_ok=True)
+        for mark in ("held", "pulling"):
+            (self.results / mark).unlink(missing_ok=True)
         # At once: servers read it meanwhile.
         new = self.fault_file.with_name("fault.new")
         new.write_text(name)
         new.replace(self.fault_file)
 
+    def sees(self, mark: str) -> bool:
+        """Whether a server with faults says this before long."""
+        end = time.monotonic() + ERROR_SECONDS
+        while not (self.results / mark).exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        return (self.results / mark).exists()
+
     def once_held(self, act: Callable[[], None], goes_on: bool = True) -> threading.Thread:
-        """Does something between an offer and its pull, which is held back until then, or until the fault is taken back."""
+        """Does something between an offer and its pull, which is held back until then, or until the fault is taken back.
+
+        Where no pull comes, nothing is done: the request ends as it does, and its row does not hold.
+        """
         self.fault("slow")
 
         def wait() -> None:
-            end = time.monotonic() + ERROR_SECONDS
-            while not self.held_file.exists() and time.monotonic() < end:
-                time.sleep(0.05)
-            if self.held_file.exists():
+            if self.sees("held"):
                 act()
-            # Where no pull came, the request ends as it does, and its row does not hold.
             if goes_on:
                 self.fault("")
 
         thread = threading.Thread(target=wait)
         thread.start()
         return thread
+
+    def once_pulling(self, prefill: Server, act: Callable[[], None]) -> threading.Thread:
+        """Does something while a request is pulled from a server that does not answer: by itself a pull is too short to meet it."""
+
+        def begin() -> None:
+            prefill.pause()
+            self.fault("watched")
+            if self.sees("pulling"):
+                act()
+
+        return self.once_held(begin)
 
     def server(self, name: str, role: str = "", model: str = "llama-kv4", page: int = 16, **more) -> Server:
         """Launches one."""
@@ -173,12 +196,19 @@ class Battery:
         bootstrap = {"bootstrap_host": HOST, "bootstrap_port": prefills[16].bootstrap, "bootstrap_room": next(ROOMS)}
         held = self.once_held(lambda: decode.abort("given up"), goes_on=False)
         threading.Timer(1, lambda: prefills[16].generate(prompt(70), TOKENS, **bootstrap)).start()
-        self.fails("a request that is aborted while it is moved", prefills[16], decode, [], {**bootstrap, "rid": "given up"})
+        self.fails("a request that is aborted before its pull", prefills[16], decode, ["Abort"], {**bootstrap, "rid": "given up"})
         held.join()
         self.fault("")
         self.parity("page 16 → 16 after it", baseline, prefills[16], decode, (70, 300))
+        bootstrap["bootstrap_room"] = next(ROOMS)
+        held = self.once_pulling(prefills[16], lambda: decode.abort("given up"))
+        threading.Timer(1, lambda: prefills[16].generate(prompt(70), TOKENS, **bootstrap)).start()
+        self.fails("a request that is aborted while it is pulled", prefills[16], decode, ["Abort"], {**bootstrap, "rid": "given up"})
+        held.join()
+        prefills[16].go_on()
+        self.parity("page 16 → 16 after it", baseline, prefills[16], decode, (70, 300))
         after = [settled(prefills[16]), settled(decode)]
-        self.row("slots of both servers after it", f"{before}", f"{after}", before == after)
+        self.row("slots of both servers after these", f"{before}", f"{after}", before == after)
         # The consumer dies.
         prefill, doomed = prefills[16], decodes[64]
         before = settled(prefill)
@@ -196,6 +226,14 @@ class Battery:
         named = {"bootstrap_host": "192.0.2.1", "bootstrap_port": 9, "bootstrap_room": next(ROOMS)}
         self.fails("a request that names a host that is not allowed", prefill, decode, ["SGLANG_MOAI_PEERS"], named)
         self.parity("page 16 → 16 after all that", baseline, prefill, decode, (70, 300))
+        # The producer dies once more, in the middle.
+        before = settled(decode)
+        held = self.once_pulling(prefill, prefill.kill)
+        self.fails("page 16 → 16, prefill server killed while it is pulled", prefill, decode, [])
+        held.join()
+        self.running.remove(prefill)
+        after = settled(decode)
+        self.row("slots of the decode server after that", f"{before}", f"{after}", before == after)
 
     def tp(self) -> None:
         """Tensor parallel sizes that differ, in float32, where the sum over ranks comes out the same."""
@@ -210,6 +248,19 @@ class Battery:
         two = self.server("decode-tp2", "decode", dtype="float32")
         one.wait(), two.wait()
         self.tokens("tp 1 page 64 → tp 2 page 16, f32", baseline, one, two)
+        self.stop()
+
+    def pp(self) -> None:
+        """Two pipeline stages that prefill, for one or two that decode: no sum is made in another order."""
+        baseline = self.server("baseline-one-stage")
+        two = self.server("prefill-pp2", "prefill", pp=2)
+        one = self.server("decode-pp1", "decode", page=64)
+        for server in self.running:
+            server.wait()
+        self.parity("pp 2 page 16 → pp 1 page 64, bf16", baseline, two, one)
+        self.stop(one)
+        other = self.server("decode-pp2", "decode", page=64, pp=2).wait()
+        self.parity("pp 2 page 16 → pp 2 page 64, bf16", baseline, two, other)
         self.stop()
 
     def tokens(self, case: str, baseline: Server, prefill: Server, decode: Server) -> None:
@@ -228,6 +279,49 @@ class Battery:
         seen = f"{exact} of {len(LENGTHS)} exact, logprobs within {worst:.2g}, slots in use {before} before and {after} after"
         holds = exact == len(LENGTHS) and worst < 1e-4 and before == after
         self.row(case, "all tokens exact, logprobs within 1e-4, no slot left", "; ".join([seen, *problems]), holds)
+
+    def dtypes(self) -> None:
+        """Unlike KV formats under one model in float32: what the decode server holds are the prefill server's numbers, in its own format.
+
+        No single server computes as such a pair does, so answers have nothing to be held against: the two pools are.
+        """
+        dumps = self.results / "dumps"
+        shutil.rmtree(dumps, ignore_errors=True)
+        dumps.mkdir()
+        more = {"dtype": "float32", "environment": {"BATTERY_DUMP": str(dumps)}}
+        prefills = {name: self.server(f"prefill-{name}", "prefill", extra=["--kv-cache-dtype", name], **more) for name in FORMATS}
+        for server in self.running:
+            server.wait()
+        for target in FORMATS:
+            # One after another: memory for six servers is more than small machines have.
+            decode = self.server(f"decode-{target}", "decode", page=64, extra=["--kv-cache-dtype", target], **more).wait()
+            for source, prefill in prefills.items():
+                self.converted(source, target, prefill, decode, dumps)
+            self.stop(decode)
+        self.stop()
+
+    def converted(self, source: str, target: str, prefill: Server, decode: Server, dumps: Path) -> None:
+        """What was pulled equals what was offered, converted by torch."""
+        before = [settled(server) for server in (prefill, decode)]
+        equal, problems = 0, []
+        for length in LENGTHS:
+            first, answer = disaggregated(prefill, decode, prompt(length), TOKENS)
+            files = {role: list(dumps.glob(f"*-{role}-0.pt")) for role in ("prefill", "decode")}
+            if "error" in answer or any(len(found) != 1 for found in files.values()):
+                problems.append(answer.get("error", f"{files}")[:300])
+            else:
+                offered, pulled = (torch.load(found[0]) for found in files.values())
+                equal += torch.equal(offered.to(FORMATS[target]).float(), pulled) and pulled.shape[1] == length
+                if answer["tokens"][0] != first["tokens"][0]:
+                    problems.append(f"of {length} tokens: prefill's first token is not decode's")
+            for found in files.values():
+                for file in found:
+                    file.unlink()
+        after = [settled(server) for server in (prefill, decode)]
+        names = [str(FORMATS[name]).removeprefix("torch.") for name in (source, target)]
+        seen = f"{equal} of {len(LENGTHS)} equal, slots in use {before} before and {after} after"
+        holds = equal == len(LENGTHS) and not problems and before == after
+        self.row(f"page 16 → 64, KV {' → '.join(names)}", "all pools equal after torch's own conversion, no slot left", "; ".join([seen, *problems]), holds)
 
     def report(self) -> bool:
         """Writes the results; whether all holds."""
@@ -260,13 +354,13 @@ def main(arguments: list[str]) -> int:
         print(f"usage: battery.py HOME [PART…]; parts: {', '.join(PARTS)}; not known: {', '.join(unknown) or 'HOME'}", file=sys.stderr)
         return 2
     battery = Battery(Path(arguments[0]).resolve())
-    try:
-        for part in arguments[1:] or PARTS:
+    for part in arguments[1:] or PARTS:
+        try:
             getattr(battery, part)()
-    except ServerError as error:
-        battery.row("servers start", "they do", str(error)[-1500:], False)
-    finally:
-        battery.stop()
+        except ServerError as error:
+            battery.row(f"servers of {part} start", "they do", str(error)[-1500:], False)
+        finally:
+            battery.stop()
     return 0 if battery.report() else 1
 
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HOST = "127.0.0.1"
-# Pages of other requests would hide those that leak.
+# Pages of other requests would hide those that leak; idle servers would take the processor from those that are asked.
 COMMON = [
     *("--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
-    *("--skip-tokenizer-init", "--skip-server-warmup", "--disable-radix-cache"),
+    *("--skip-tokenizer-init", "--skip-server-warmup", "--disable-radix-cache", "--sleep-on-idle"),
     *("--max-total-tokens", "4096", "--context-length", "1024", "--max-running-requests", "4", "--random-seed", "1"),
 ]
 QUIET = {
@@ -31,7 +31,8 @@ QUIET = {
     "SGLANG_DISAGGREGATION_WAITING_TIMEOUT": "60",
     "SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT": "60",
 }
-START_SECONDS = 400
+# Five servers that start at once take two minutes on two idle cores, and many times that where others work too.
+START_SECONDS = 900
 
 
 class ServerError(Exception):
@@ -49,6 +50,7 @@ class Server:
     page: int
     dtype: str = "bfloat16"
     tp: int = 1
+    pp: int = 1
     bootstrap: int = 0
     extra: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
@@ -57,7 +59,8 @@ class Server:
     def start(self) -> None:
         """Launches it; `wait` says when it answers."""
         command = [sys.executable, "-m", "sglang.launch_server", *COMMON, "--model-path", str(self.model), "--dtype", self.dtype]
-        command += ["--page-size", str(self.page), "--tp-size", str(self.tp), "--host", HOST, "--port", str(self.port), *self.extra]
+        command += ["--page-size", str(self.page), "--tp-size", str(self.tp), "--pp-size", str(self.pp)]
+        command += ["--host", HOST, "--port", str(self.port), *self.extra]
         if self.role:
             command += ["--disaggregation-mode", self.role, "--disaggregation-transfer-backend", "moai"]
         if self.role == "decode":
@@ -67,10 +70,11 @@ class Server:
             command += ["--disaggregation-bootstrap-port", str(self.bootstrap)]
         plugin = str(Path(__file__).parent / "plugin")
         environment = {**os.environ, **QUIET, "PYTHONPATH": plugin, **self.environment}
-        if self.tp > 1:
+        ranks = self.tp * self.pp
+        if ranks > 1:
             # More ranks than NUMA nodes: SGLang wants to be told their cores.
             cores = sorted(os.sched_getaffinity(0))
-            environment["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(cores[rank % len(cores)]) for rank in range(self.tp))
+            environment["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(cores[rank % len(cores)]) for rank in range(ranks))
             # Where torch brings NCCL along, SGLang wants GPUs for it. It goes without if there is none.
             environment["SGLANG_NCCL_SO_PATH"] = "none"
         with self.log.open("w") as log:
@@ -105,6 +109,14 @@ class Server:
         except ProcessLookupError:
             pass
         self.process.wait()
+
+    def pause(self) -> None:
+        """Stops all its processes where they are."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """After `pause`."""
+        os.killpg(self.process.pid, signal.SIGCONT)
 
     def generate(self, prompt: list[int], tokens: int, timeout: float = 120, **bootstrap: object) -> dict:
         """Greedy tokens and their logprobs, or `{"error": …}`."""
