@@ -1,6 +1,6 @@
 """Real SGLang servers, prefill and decode apart, held against one server that does both.
 
-Usage: battery.py HOME [PART…]. Parts: pages, tp, pp, dtypes; all by default. HOME has `models/`; results go to HOME/results.
+Usage: battery.py HOME [PART…]. Parts: pages, tp, pp, dtypes, starts; all by default. HOME has `models/`; results go to HOME/results.
 Prompts are token numbers, tokens are taken greedily, and in one number format the disaggregated answer must be the single server's,
 token for token and logprob for logprob. Exits with 1 if something that must hold does not.
 """
@@ -23,7 +23,7 @@ from servers import HOST, ROOMS, Server, ServerError, disaggregated
 
 LENGTHS = (5, 16, 17, 64, 70, 130, 300)
 TOKENS = 24
-PARTS = ("pages", "tp", "pp", "dtypes")
+PARTS = ("pages", "tp", "pp", "dtypes", "starts")
 # KV formats that SGLang keeps on a CPU, and torch's names of them.
 FORMATS = {"auto": torch.float32, "bfloat16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn}
 # A request whose prefill server is dead must have ended by then.
@@ -321,7 +321,30 @@ class Battery:
         names = [str(FORMATS[name]).removeprefix("torch.") for name in (source, target)]
         seen = f"{equal} of {len(LENGTHS)} equal, slots in use {before} before and {after} after"
         holds = equal == len(LENGTHS) and not problems and before == after
-        self.row(f"page 16 → 64, KV {' → '.join(names)}", "all pools equal after torch's own conversion, no slot left", "; ".join([seen, *problems]), holds)
+        expected = "all pools equal after torch's own conversion, no slot left"
+        self.row(f"page 16 → 64, KV {' → '.join(names)}", expected, "; ".join([seen, *problems]), holds)
+
+    def starts(self) -> None:
+        """What servers say of their pools when they start, and what they refuse then.
+
+        `torch_native` does not compute latent attention, so nothing is asked of the server that has it.
+        """
+        mla = self.server("prefill-mla", "prefill", model="deepseek")
+        radix = self.server("decode-radix", "decode", extra=["--disaggregation-decode-enable-radix-cache"])
+        for server, case, words in (
+            (mla, "a pool of latents", "latent: bf16 slot dim"),
+            (radix, "a decode server with a radix cache", "--disaggregation-decode-enable-radix-cache: the backend moai moves whole requests"),
+        ):
+            try:
+                server.wait()
+                starts = True
+            except ServerError:
+                starts = False
+            said = "says so" if server.says(words) else f"does not: {server.tail(5)}"
+            wanted = server is mla
+            expected = f"{'starts' if wanted else 'does not start'}, and says: {words}"
+            self.row(case, expected, f"{'starts' if starts else 'does not start'}, and {said}", starts == wanted and server.says(words))
+        self.stop()
 
     def report(self) -> bool:
         """Writes the results; whether all holds."""

@@ -27,9 +27,10 @@ def register() -> None:
     folder = os.environ.get("BATTERY_DUMP")
     if folder is not None:
 
-        def offered(result, self, bootstrap_room, *arguments, **named):
-            outgoing = self.outgoing[bootstrap_room]
-            if outgoing.is_offered:
+        def offered(result, self, bootstrap_room, kv_indices, index_slice, is_last_chunk, **named):
+            # Pulled it may be already; its pages stay until the scheduler, whose thread this is, hears of it.
+            if is_last_chunk:
+                outgoing = self.outgoing[bootstrap_room]
                 write(self, Path(folder) / f"{bootstrap_room}-prefill-{self.rank.number}.pt", outgoing.pages, outgoing.tokens)
 
         def pulled(result, self, room):
