@@ -127,6 +127,22 @@ class Probe(unittest.TestCase):
         with self.assertRaisesRegex(Unexplained, "not independent"):
             self.probe(tensor, turned)
 
+    def test_latents_are_one_head_that_all_ranks_have(self) -> None:
+        from moai_fabric.sglang import probe
+        from moai_fabric.sglang.describe import Model, Piece, description
+
+        tensor = torch.zeros(self.PAGES * self.SLOTS, 1, self.DIM, dtype=torch.bfloat16)
+
+        def store(page, rows):
+            tensor[page * self.SLOTS : (page + 1) * self.SLOTS] = rows.to(tensor.dtype)
+
+        part = probe.probe("latent", tensor, self.PAGES, (self.SLOTS, 1, self.DIM), store)
+        self.assertEqual(part.words, (("slot", 32), ("dim", 2)))
+        model = Model("m", None, "sglang", tp=2, pp=1, heads=1)
+        document = description(model, [Piece(rank, 0, (0, 1), self.SLOTS, self.PAGES, (part,), {}) for rank in range(2)])
+        self.assertEqual([rank["heads"] for rank in document["ranks"]], [[0, 1], [0, 1]])
+        self.assertEqual(document["components"][0]["layout"]["text"], "[layer] page slot dim")
+
     def test_descriptions(self) -> None:
         from moai_fabric.sglang.describe import Model, Piece, Undescribed, description
         from moai_fabric.sglang.probe import Part
