@@ -96,7 +96,9 @@ def run(pair: Pair, way: str, baselines: Baselines) -> dict:
 def one(p, d, length: int, max_tokens: int, logprobs: int) -> dict:
     first = p.generate(f"p{length}", prompt(length), 1, params=dict(PREFILL))
     if not first.get("params"):
-        return {"length": length, "finish": "no handle", "tokens": None, "logprobs": [], "why": first}
+        # An engine that has ended is not one that gave nothing.
+        finish = f"P: {first['error']}" if "error" in first else "no handle"
+        return {"length": length, "finish": finish, "tokens": None, "logprobs": [], "why": first}
     said = d.generate(f"d{length}", prompt(length), max_tokens, params=first["params"], logprobs=logprobs)
     return {
         "length": length,
