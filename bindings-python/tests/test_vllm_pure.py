@@ -277,6 +277,27 @@ def test_layers_without_a_cache_are_not_counted():
     assert said["groups"] == [{"name": "0", "layers_list": [0, 1], "page_slots": 32, "window": 63}]
 
 
+def test_a_stage_may_have_no_layer_of_a_group():
+    """Of a pipeline of two stages the first has only windows here: vLLM gives it the group of the others, without a layer."""
+    window, full = paging.Group("0", (0, 1), 32, 32, 63), paging.Group("1", (3,), 32, 32)
+    more = (paging.Group("0", (2,), 32, 32, 63), full)
+    stages = [
+        piece(0, (0, 4), groups=(window, None)),
+        piece(1, (0, 4), layers=(2, 3), groups=more, scales={"key": {2: 1.0, 3: 1.0}}),
+    ]
+    said = describe.description(describe.Model("m", "sha256:0", "vllm", 1, 2, {"key": 4}), stages)
+    assert [group["layers_list"] for group in said["groups"]] == [[0, 1, 2], [3]]
+    assert [rank["layers_list"] for rank in said["ranks"]] == [[0, 1], [2, 3]]
+    assert describe.merged(stages) == describe.merged(stages[::-1]) == [paging.Group("0", (0, 1, 2), 32, 32, 63), full]
+    with pytest.raises(describe.Undescribed, match=r"pipeline_parallel_size: the stage of rank 0 has no layer of cache groups \[1\]"):
+        describe.check_offers(stages[::-1])
+    describe.check_offers([piece(0, (0, 2)), piece(1, (2, 4))])
+    with pytest.raises(describe.Undescribed, match=r"groups \[1\]: no worker has a layer"):
+        describe.merged(stages[:1])
+    with pytest.raises(describe.Undescribed, match="group 0: rank 1 has .*, rank 0 has"):
+        describe.merged([stages[1], piece(0, (0, 4), groups=(paging.Group("0", (0, 1), 64, 64, 63), None))])
+
+
 def test_workers_that_are_unlike_are_refused_by_name():
     with pytest.raises(describe.Undescribed, match="element: rank 0 has e4m3fn, rank 1 has bf16"):
         describe.description(MODEL, [piece(0, (0, 2)), piece(1, (2, 4), element="bf16")])

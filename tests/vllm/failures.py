@@ -336,6 +336,19 @@ def unknown_key(bench: Bench) -> str:
     return "the engine does not start, and names the key"
 
 
+def stage_without_group(bench: Bench) -> str:
+    """Of 5 layers with windows and one without, two stages have no layer of some groups."""
+    from cases import PP2
+
+    options = {**P_OPTIONS, **PP2}
+    p = bench.fleet.start("P", "gemma3-window", connector("moai", "kv_producer", {"transports": bench.transport}), **options)
+    said = p.ready()
+    # Which of its workers' errors vLLM passes on is chance; all say the same.
+    named = "pipeline_parallel_size: the stage of rank 0 has no layer of cache groups" in bench.log("P")
+    bench.check(f"the engine does not start, and says why: {said.get('error')}", not said.get("ready") and named)
+    return "the engine does not start, and names the stage and the way out"
+
+
 BOTH = ("tcp, fail", "tcp, recompute", "shm, fail")
 FAILURES = [
     Failure("killed-before", "producer killed before the pull", producer_killed_before, BOTH),
@@ -351,4 +364,11 @@ FAILURES = [
     Failure("corrupted", "one bit of a page flipped on its way", corrupted_page, ("tcp, fail", "tcp, recompute")),
     Failure("foreign", "parameters of another connector", foreign_params, ("tcp, fail", "tcp, recompute")),
     Failure("unknown-key", "a key that is not known in kv_connector_extra_config", unknown_key, ("tcp, fail",)),
+    Failure(
+        "stage-without-group",
+        "a prefill engine with a pipeline stage that has no layer of a cache group",
+        stage_without_group,
+        ("tcp, fail",),
+        ("failures", "pp"),
+    ),
 ]

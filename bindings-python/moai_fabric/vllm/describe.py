@@ -27,7 +27,8 @@ class Piece:
     page_stride: int
     # By component and layer.
     scales: dict[str, dict[int, float]]
-    groups: tuple[Group, ...]
+    # None for a group of which this worker has no layer.
+    groups: tuple[Group | None, ...]
 
 
 @dataclass(frozen=True)
@@ -120,16 +121,38 @@ def description(model: Model, pieces: list[Piece]) -> dict[str, Any]:
 
 
 def merged(pieces: list[Piece]) -> list[Group]:
-    """The groups of all workers: a group's layers are spread over pipeline stages."""
-    groups = list(pieces[0].groups)
-    for piece in pieces[1:]:
-        if len(piece.groups) != len(groups):
-            raise Undescribed(f"groups: rank 0 has {len(groups)}, rank {piece.rank} has {len(piece.groups)}")
+    """The groups of all workers: a group's layers are spread over pipeline stages, and not every stage has some of each."""
+    first = pieces[0]
+    found: list[tuple[int, Group] | None] = [None] * len(first.groups)
+    for piece in pieces:
+        if len(piece.groups) != len(found):
+            raise Undescribed(f"groups: rank {first.rank} has {len(found)}, rank {piece.rank} has {len(piece.groups)}")
         for at, group in enumerate(piece.groups):
-            if replace(group, layers=()) != replace(groups[at], layers=()):
-                raise Undescribed(f"group {at}: rank 0 has {asdict(groups[at])}, rank {piece.rank} has {asdict(group)}")
-            groups[at] = replace(groups[at], layers=tuple(sorted({*groups[at].layers, *group.layers})))
+            if group is None:
+                continue
+            rank, known = found[at] or (piece.rank, group)
+            if replace(group, layers=()) != replace(known, layers=()):
+                raise Undescribed(f"group {at}: rank {rank} has {asdict(known)}, rank {piece.rank} has {asdict(group)}")
+            found[at] = rank, replace(known, layers=tuple(sorted({*known.layers, *group.layers})))
+    empty = [at for at, group in enumerate(found) if group is None]
+    if empty:
+        raise Undescribed(f"groups {empty}: no worker has a layer of them")
+    groups = [group for _, group in filter(None, found)]
     if len({group.page_slots for group in groups}) > 1:
         slots = ", ".join(f"{group.name}: {group.page_slots}" for group in groups)
         raise Undescribed(f"groups with pages of unlike sizes ({slots}): one description has one page size")
     return groups
+
+
+def check_offers(pieces: list[Piece]) -> None:
+    """Raises `Undescribed` for workers that cannot offer: a handle is of the page lists of all groups, which every worker must have alike,
+    and none lists pages of a group of which it has no layer.
+    """
+    for piece in sorted(pieces, key=lambda piece: piece.rank):
+        lacking = [at for at, group in enumerate(piece.groups) if group is None]
+        if lacking:
+            raise Undescribed(
+                f"pipeline_parallel_size: the stage of rank {piece.rank} has no layer of cache groups {lacking}, "
+                "so its requests cannot be offered: on a prefill engine use pipeline_parallel_size 1, "
+                "or --disable-hybrid-kv-cache-manager, which makes one group of all layers"
+            )

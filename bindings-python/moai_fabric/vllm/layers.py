@@ -39,14 +39,20 @@ def numbered(cache_config) -> dict[str, int]:
     return found
 
 
-def groups(cache_config, numbers: dict[str, int], pages_of: dict[str, int], slots_of: dict[str, int]) -> tuple[Group, ...]:
+def groups(
+    cache_config, numbers: dict[str, int], pages_of: dict[str, int], slots_of: dict[str, int]
+) -> tuple[Group | None, ...]:
     """The groups that are transferred; `pages_of` and `slots_of` are what the view of each layer has.
 
+    A pipeline stage may have no layer of a group, and then no view that says what its pages are: of such a group nothing is said here.
     Of a window of w tokens the last w - 1 before the token that is computed next are needed: the request's tokens that are moved leave out its last.
     """
-    found = []
+    found: list[Group | None] = []
     for at, group in enumerate(cache_config.transfer_groups):
         names = group.layer_names
+        if not names:
+            found.append(None)
+            continue
         spec = _spec(group, names[0])
         slots = {slots_of[name] for name in names}
         window = {getattr(_spec(group, name), "sliding_window", None) if _is_windowed(group, name) else None for name in names}

@@ -61,6 +61,7 @@ class Node:
         produces: bool,
         consumes: bool,
         description: dict[str, Any],
+        groups: Sequence[bool],
         spans: Sequence[Span],
         settings: Settings,
     ):
@@ -68,7 +69,8 @@ class Node:
         for name, value in settings.fabric().items():
             config[name] = value
         self._digest = settings.digest or "wire"
-        self._groups = [group["name"] for group in description.get("groups", [])]
+        # By name; those of which this node has no layer have no pages here.
+        self._groups = [(group["name"], held) for group, held in zip(description.get("groups", []), groups)]
         self._engine = Engine(
             engine,
             description,
@@ -86,7 +88,8 @@ class Node:
 
     def _request(self, tokens: int, held: int, groups: Sequence[Sequence[int]]) -> Request:
         lists = [list(pages) for pages in groups]
-        return Request(tokens, dict(zip(self._groups, lists)) if self._groups else lists[0], held=held, digest=self._digest)
+        named = {name: pages for (name, here), pages in zip(self._groups, lists) if here}
+        return Request(tokens, named if self._groups else lists[0], held=held, digest=self._digest)
 
     def know(self, engine: str, nodes: Sequence[tuple[int, Sequence[int], Sequence[str]]]) -> None:
         """Says where an engine's nodes are: number, ranks and addresses. Links to them are kept up from now on."""

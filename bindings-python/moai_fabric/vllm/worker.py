@@ -116,11 +116,15 @@ class Worker:
             {name: found[name].pages for name in names},
             {name: found[name].page_slots for name in names},
         )
-        self._page_groups = [next(at for at, group in enumerate(groups) if numbers[name] in group.layers) for name in names]
+        self._page_groups = [
+            next(at for at, group in enumerate(groups) if group is not None and numbers[name] in group.layers) for name in names
+        ]
         own = self._piece(names, numbers, found, groups, context)
         mine = (own, secrets.token_bytes(32), secrets.randbits(63) | 1)
         gathered = _gather(mine)
         pieces = [piece for piece, _, _ in gathered]
+        if self._produces:
+            describe.check_offers(pieces)
         # The first worker's draw is everyone's.
         _, key, epoch = min(gathered, key=lambda one: one[0].rank)
         document = describe.description(self._model(found[names[0]], context[names[0]]), pieces)
@@ -133,6 +137,7 @@ class Worker:
             produces=self._produces,
             consumes=self._consumes,
             description=document,
+            groups=[group is not None for group in groups],
             spans=self._memory.spans(),
             settings=self._settings,
         )
