@@ -4,7 +4,7 @@ from pairs import Pair
 
 TP2 = {"tensor_parallel_size": 2}
 F32 = {"dtype": "float32"}
-# Eager stages after the first end with an AssertionError in vLLM 0.32 on CPUs, with any connector and with none: what holds the
+# Eager stages after the first end with an AssertionError in vLLM 0.32 on CPUs, without a connector too: what holds the
 # activations that they receive is made in the warm-up, which only a model that is compiled gets. Of this backend its kernels are eager's.
 PP2 = {
     "pipeline_parallel_size": 2,
