@@ -11,6 +11,8 @@ PP2 = {
     "enforce_eager": False,
     "compilation_config": {"mode": 2, "backend": "eager"},
 }
+# A lease runs from the step that computes the prompt, and the first one may wait for what is compiled longer than the default.
+LONG = {"kv_lease_duration": 240}
 
 PAIRS = [
     Pair(
@@ -70,6 +72,7 @@ PAIRS = [
         "PP 2 page 32 → PP 1 page 128",
         p={**PP2, "block_size": 32},
         d={"block_size": 128},
+        extra=LONG,
     ),
     Pair(
         "pp1-pp2",
@@ -89,6 +92,7 @@ PAIRS = [
         must="tokens",
         within=2e-5,
         ways=("tcp",),
+        extra=LONG,
     ),
     Pair(
         "window-p32-d32",
@@ -116,6 +120,7 @@ PAIRS = [
         d={"block_size": 128},
         lengths=(5, 70, 95, 127, 200, 300),
         ways=("tcp",),
+        extra=LONG,
     ),
     Pair(
         "window-pp1-pp2",

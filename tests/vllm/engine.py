@@ -16,6 +16,8 @@ import time
 import traceback
 
 IDLE_SECONDS = 0.002
+# An engine's start, and the first request of a pipeline, whose stages compile then, take long on cores that are busy.
+ANSWER_SECONDS = 240
 
 
 class Engine:
@@ -53,10 +55,10 @@ class Engine:
         line, self.rest = self.rest.split(b"\n", 1)
         return json.loads(line)
 
-    def ready(self, seconds: float = 240) -> dict:
+    def ready(self, seconds: float = ANSWER_SECONDS) -> dict:
         return self.answer("ready", seconds)
 
-    def answer(self, name: str, seconds: float = 60) -> dict:
+    def answer(self, name: str, seconds: float = ANSWER_SECONDS) -> dict:
         """What is said under a name, which may have come already."""
         deadline = time.monotonic() + seconds
         while name not in self.done:
@@ -80,7 +82,7 @@ class Engine:
     def add(self, name: str, prompt: list[int], max_tokens: int, params: dict | None = None, logprobs: int = 1) -> None:
         self.send(op="add", name=name, prompt=prompt, max_tokens=max_tokens, params=params, logprobs=logprobs)
 
-    def generate(self, name: str, *args, seconds: float = 60, **kwargs) -> dict:
+    def generate(self, name: str, *args, seconds: float = ANSWER_SECONDS, **kwargs) -> dict:
         self.add(name, *args, **kwargs)
         answer = self.answer(name, seconds)
         if answer.get("error") == "nothing was heard in time":
