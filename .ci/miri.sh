@@ -26,5 +26,7 @@ miri_test() {
 }
 miri_test --lib -- cpu::tests packing:: --skip tiles_of_every_unit
 MOAI_CASES="${MOAI_CASES:-24}" miri_test --test programs
+# Copies of many spans by raw pointers: under a minute.
+timeout 300 "${cargo[@]}" miri test -p moai-memory --lib -- copy::
 # Rings and their like, whose threads are real ones here and take their turns as Miri likes: a minute.
 timeout 300 "${cargo[@]}" miri test -p moai-transport --lib -- sync::

@@ -91,7 +91,8 @@ mod imp {
     use super::{ALONE, BLOCK, CopySpan, GATHERED, LINE, SIDE_BY_SIDE, TURN};
 
     pub(super) fn copy(target: &mut [u8], source: &[u8], spans: &[CopySpan], past_caches: bool) {
-        if past_caches {
+        // Miri knows no such stores. All else is the same either way.
+        if past_caches && !cfg!(miri) {
             run::<true>(target, source, spans);
         } else {
             run::<false>(target, source, spans);
@@ -405,7 +406,7 @@ mod tests {
                 .wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as usize % below
         };
-        for case in 0..200 {
+        for case in 0..if cfg!(miri) { 3 } else { 200 } {
             const LEN: usize = 30_000;
             let source: Vec<u8> = (0..LEN).map(|_| random(256) as u8).collect();
             let mut target = vec![0xA5; LEN];
@@ -439,7 +440,7 @@ mod tests {
     #[test]
     fn a_span_that_is_copied_by_itself_arrives_with_those_beside_it() {
         const LEN: usize = 270_000;
-        let source: Vec<u8> = (0..LEN).map(|at| (at * 7 % 251) as u8).collect();
+        let source = (0..=250).collect::<Vec<u8>>().repeat(LEN.div_ceil(251));
         let (short, long) = (1000, 263_001);
         for start in [3, 64] {
             let span = |from: usize, bytes: usize| CopySpan {
@@ -452,12 +453,9 @@ mod tests {
             copy_spans(&mut target, &source, &spans, start == 3);
             let end = short + long + short;
             assert_eq!(target[start..start + end], source[..end]);
-            assert!(
-                target[..start]
-                    .iter()
-                    .chain(&target[start + end..])
-                    .all(|byte| *byte == 0xA5)
-            );
+            let around = [0xA5].repeat(LEN);
+            assert_eq!(target[..start], around[..start]);
+            assert_eq!(target[start + end..], around[start + end..]);
         }
     }
 
