@@ -63,7 +63,7 @@ enum {
     MOAI_UNSUPPORTED = 11, /* this build cannot do it, as memory of a CUDA or ROCm device */
     MOAI_MEMORY = 12,      /* memory cannot be had */
     MOAI_REQUEST = 13,     /* an offer, pull or grant is not one of this engine's cache */
-    MOAI_REFUSED = 14,     /* a transfer cannot begin; the message says why */
+    MOAI_REFUSED = 14,     /* a transfer cannot begin, or too many events wait; the message says why */
     MOAI_SYSTEM = 15,      /* the system refused, or a transport could not be opened */
     MOAI_OVER = 16,        /* the engine was closed, or its thread is gone */
     MOAI_THREAD = 17,      /* the wrong thread, or process: see Threads above */
@@ -537,8 +537,9 @@ enum {
 };
 
 /* The next event, if one happens in time; it is freed by moai_event_free. MOAI_TIMEOUT if none does, MOAI_OVER once the engine is
- * closed and all was told. One thread at a time. Of events that nobody polls for the last 65,536 are kept; what they say of
- * transfers, offers and grants is told by those as well. */
+ * closed and all was told. One thread at a time. Where more than 65,536 events wait, those of layers and of transfers that
+ * committed are no longer kept, as moai_engine_wait_layer tells of them; while as many others wait, offers, pulls, pushes and
+ * grants are MOAI_REFUSED. */
 moai_status moai_engine_poll(moai_engine *engine, uint64_t timeout_ns, moai_event **event);
 /* A descriptor for poll, select and epoll: readable while an event waits, and once the engine is over. Never read from it nor close it; it lasts
  * until moai_engine_free. */

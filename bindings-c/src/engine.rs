@@ -76,6 +76,12 @@ pub(crate) fn refused(error: EngineError) -> Failure {
         EngineError::Over => {
             Failure::new(Status::Over, "the engine is closed, or its thread is gone").at("engine")
         }
+        EngineError::Unread { waiting, limit } => {
+            let why = format!(
+                "{waiting} events wait, and at most {limit} may; moai_engine_poll takes them"
+            );
+            Failure::new(Status::Refused, why).at("engine")
+        }
         EngineError::Fabric(moai_fabric::FabricError::Config(error)) => {
             crate::config::refused(error)
         }

@@ -52,8 +52,9 @@ pub struct EngineSetup {
     pub generations: Vec<Option<Generations>>,
     /// Follows whether there is a compatible peer.
     pub readiness: Option<Readiness>,
-    /// Is told of every event before [`Engine::event`] is. Where there is one, the last [`MAX_WAITING_EVENTS`] that nobody
-    /// has asked for are kept; where there is none, all are, and nothing new begins while so many wait.
+    /// Is told of every event before [`Engine::event`] is. Where there is one, it is to tell how transfers go to whoever waits for
+    /// that: of events that nobody asks for, those of layers and of transfers that committed make room beyond
+    /// [`MAX_WAITING_EVENTS`].
     pub listener: Option<Listener>,
 }
 
@@ -104,7 +105,7 @@ pub enum EngineError {
     System(#[source] io::Error),
     /// It would cause events, and too many wait.
     #[error(
-        "{waiting} events wait, and nothing is begun from {limit} on; ask for them: Engine::event"
+        "{waiting} events wait, and nothing is begun beyond {limit}; ask for them: Engine::event"
     )]
     Unread {
         /// Events that nobody has asked for.

@@ -2,7 +2,8 @@
 //!
 //! Its owner causes most of them, by requests; those end, so that a limit on requests while many wait is a limit on
 //! events. Peers cause the others, and what they say again and again is told once: of a node that comes and goes the last
-//! that is so, and of parts of an offer no more than the limit, since the offer's own end tells of all of them.
+//! that is so, and of parts of an offer no more than the limit, since the offer's own end tells of all of them. What
+//! says that pages are free, or may hold something else, is always kept.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -11,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use moai_collectives::transfer::Event;
+use moai_collectives::transfer::{Ended, Event};
 use rustix::event::{EventfdFlags, eventfd};
 
 /// No event waits, and none will come.
@@ -24,7 +25,7 @@ pub(crate) struct Inbox {
     /// Counts events that wait, and one more once no other will come.
     waiting: OwnedFd,
     limit: usize,
-    /// Whether somebody was told of every event when it came, so that the oldest may go.
+    /// Whether somebody hears of every event when it comes, and tells of how transfers go to whoever waits for that.
     heard: bool,
 }
 
@@ -34,7 +35,8 @@ struct Kept {
     /// How many of them say of a node that it came or went. At most two.
     nodes: HashMap<(Arc<str>, u32), u8>,
     over: bool,
-    left_out: u64,
+    /// Whether any was left out, which is logged once.
+    left_out: bool,
 }
 
 impl Inbox {
@@ -56,15 +58,14 @@ impl Inbox {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many wait, if those are so many that nothing is to be begun which causes others.
+    /// How many wait, if those are more than the limit, so that nothing is to be begun which causes others.
     pub(crate) fn full(&self) -> Option<usize> {
         let waiting = self.kept().events.len();
-        (!self.heard && waiting >= self.limit).then_some(waiting)
+        (waiting > self.limit).then_some(waiting)
     }
 
     pub(crate) fn put(&self, event: Event) {
         let mut kept = self.kept();
-        let full = kept.events.len() >= self.limit;
         match &event {
             Event::PeerUp { engine, node, .. } | Event::PeerLost { engine, node, .. } => {
                 let of = (Arc::clone(engine), *node);
@@ -81,14 +82,18 @@ impl Inbox {
                     |event| matches!(event, Event::Superseded { engine } if *engine == of),
                 );
             }
-            Event::Served { .. } if full => {
+            Event::Served { .. } if kept.events.len() >= self.limit => {
                 self.leave_out(&mut kept);
                 return;
             }
             _ => {}
         }
-        if full && self.heard {
-            self.take(&mut kept);
+        if self.heard
+            && kept.events.len() >= self.limit
+            && let Some(at) = kept.events.iter().position(may_go)
+            && let Some(oldest) = kept.events.remove(at)
+        {
+            self.counted(&mut kept, &oldest);
             self.leave_out(&mut kept);
         }
         kept.events.push_back(event);
@@ -158,8 +163,7 @@ impl Inbox {
     }
 
     fn leave_out(&self, kept: &mut Kept) {
-        kept.left_out += 1;
-        if kept.left_out == 1 {
+        if !std::mem::replace(&mut kept.left_out, true) {
             let limit = self.limit;
             tracing::warn!(limit, "nobody asks for events; some are not kept");
         }
@@ -170,6 +174,15 @@ impl AsFd for Inbox {
     /// Is readable while an event waits, and once no other will come.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.waiting.as_fd()
+    }
+}
+
+/// Whether it says no more than that a transfer goes well, which who hears of it tells, too.
+fn may_go(event: &Event) -> bool {
+    match event {
+        Event::Layer { .. } => true,
+        Event::Ended { report, fenced, .. } => *fenced && report.ended == Ended::Committed,
+        _ => false,
     }
 }
 
@@ -184,7 +197,7 @@ fn node_of(event: &Event) -> Option<(&Arc<str>, u32)> {
 
 #[cfg(test)]
 mod tests {
-    use moai_collectives::protocol::node::Reason;
+    use moai_collectives::protocol::node::{Reason, TransferId};
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     use super::*;
@@ -288,13 +301,12 @@ mod tests {
     #[test]
     fn who_asks_for_nothing_may_begin_nothing_and_peers_do_not_fill_it() {
         let inbox = Inbox::new(3, false).unwrap();
-        for at in 0..3 {
+        for at in 0..4 {
             assert_eq!(inbox.full(), None);
             inbox.put(own(at));
         }
-        assert_eq!(inbox.full(), Some(3));
-        // What was begun goes on to its end; what peers cause does not add up.
-        inbox.put(own(3));
+        assert_eq!(inbox.full(), Some(4));
+        // What peers cause does not add up.
         for _ in 0..100 {
             inbox.put(served(1));
             inbox.put(Event::Superseded {
@@ -307,13 +319,58 @@ mod tests {
     }
 
     #[test]
-    fn where_all_were_heard_the_last_are_kept() {
+    fn where_all_are_heard_only_good_news_of_transfers_goes() {
         let inbox = Inbox::new(3, true).unwrap();
-        for at in 0..10 {
-            inbox.put(own(at));
+        let layer = |layer| Event::Layer {
+            transfer: TransferId(1),
+            layer,
+        };
+        let ended = |outcome: serde_json::Value, fenced| {
+            let mut report =
+                serde_json::json!({"request": "", "rank": 0, "ended": outcome, "routes": []});
+            let counts = "bytes_read bytes_wire bytes_written bytes_mapped chunks chunks_direct chunks_mapped saturated nan \
+                linked_ns first_ns last_ns elapsed_ns";
+            for count in counts.split_whitespace() {
+                report[count] = 0.into();
+            }
+            let report = serde_json::from_value(report).unwrap();
+            let transfer = TransferId(1);
+            Event::Ended {
+                transfer,
+                report,
+                fenced,
+            }
+        };
+        let committed = || serde_json::json!({"outcome": "committed"});
+        let cancelled = || serde_json::json!({"outcome": "cancelled", "dirty": []});
+        inbox.put(own(0));
+        inbox.put(ended(cancelled(), true));
+        for at in 0..100 {
+            inbox.put(layer(at));
+            inbox.put(ended(committed(), true));
         }
         assert_eq!(inbox.full(), None);
-        assert_eq!(all(&inbox), ["own 7", "own 8", "own 9"]);
+        assert!(matches!(
+            inbox.next(NOW),
+            Ok(Some(Event::Quarantined { offer: 0, .. }))
+        ));
+        assert!(
+            matches!(inbox.next(NOW), Ok(Some(Event::Ended { report, .. })) if report.ended != Ended::Committed)
+        );
+        assert!(
+            matches!(inbox.next(NOW), Ok(Some(Event::Ended { report, .. })) if report.ended == Ended::Committed)
+        );
+        assert!(!is_readable(&inbox));
+        // Pages that are not free yet, and others' ends, are nobody else's to tell.
+        for at in 0..4 {
+            assert_eq!(inbox.full(), None);
+            inbox.put(if at == 0 {
+                ended(committed(), false)
+            } else {
+                own(at)
+            });
+        }
+        assert_eq!(inbox.full(), Some(4));
     }
 
     #[test]
